@@ -1,0 +1,239 @@
+"""A node's side of one connection: greeting, probe, then one lease after another.
+
+Turns the uplink's inbox into leases with everything they need (weights, batches) in place. What is done with
+a lease, by :class:`~manyhands.pool.lane.Lane` or by a loop of the user's, is the caller's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from manyhands.errors import Mismatch, ProtocolError, Refused
+from manyhands.fleet import messages as m
+from manyhands.fleet.uplink import Lost, Uplink
+from manyhands.pool.data import Source
+from manyhands.pool.lane import Lane, LaneSpec, SumReady
+from manyhands.tensors import frame
+from manyhands.tensors.memory import bytes_of
+from manyhands.training import criteria, numerics
+from manyhands.training.batch import Batch
+from manyhands.training.buffers import Fold
+from manyhands.training.objective import Objective
+from manyhands.training.state import ModelState
+from manyhands.wire.transfer import Body
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a node brings: its model (and data), its name and its device."""
+
+    model: torch.nn.Module
+    criterion: Any
+    dataset: Any
+    device: torch.device
+    name: str
+    release: str
+    manual: bool = False
+    wants_compression: bool = False
+
+
+class Engagement:
+    """One node, one connection, one run."""
+
+    def __init__(self, offer: Offer, uplink: Uplink) -> None:
+        self._offer = offer
+        self._uplink = uplink
+        self._trims: dict[int, tuple[int, ...]] = {}
+        self._batches: dict[tuple[int, int], Batch] = {}
+        self._source: Source | None = None
+        self.welcome: m.Welcome
+        self.lane: Lane
+
+    def _urgent(self, message: m.FromCoordinator) -> None:
+        """On the reader's thread: note a trim at once, for the lease that is being computed."""
+        if isinstance(message, m.Trimmed):
+            self._trims[message.lease] = message.keep
+
+    # ---- greeting ----
+
+    def greet(self) -> None:
+        """Hello, the whole state, the probe. Mismatch and Refused say why it ends here."""
+        self._uplink.start(self._urgent)
+        offer = self._offer
+        state = ModelState(offer.model)
+        rows = [(s.name, str(s.dtype).removeprefix("torch."), s.shape) for s in state.layout().specs]
+        self._uplink.send(
+            m.Hello(
+                m.PROTOCOL,
+                offer.release,
+                offer.name,
+                str(offer.device),
+                os.cpu_count() or 1,
+                offer.manual,
+                rows,
+                list(state.trainable),
+                criteria.describe(offer.criterion),
+                len(offer.dataset) if offer.dataset is not None else None,
+                offer.wants_compression,
+            )
+        )
+        self.welcome = self._expect(m.Welcome)[0]
+        self._settle(self.welcome)
+        _, body = self._expect(m.Everything)
+        everything = self.lane.state.layout()
+        if body.num_bytes != everything.num_bytes:
+            raise ProtocolError(
+                f"the whole state has {body.num_bytes} bytes where this model has {everything.num_bytes}"
+            )
+        self._probe()
+        self.lane.state.write(everything, body.to_tensor())
+        self.lane.moving.attach()
+        self.lane.state_arrived()
+
+    def _settle(self, welcome: m.Welcome) -> None:
+        offer = self._offer
+        for note in welcome.notes:
+            logger.info("%s", note)
+        criterion = criteria.settle(welcome.criterion, offer.criterion)
+        if isinstance(criterion, torch.nn.Module):
+            criterion.to(offer.device)
+        if welcome.threads <= (os.cpu_count() or 1) and offer.device.type == "cpu":
+            torch.set_num_threads(welcome.threads)
+        if welcome.data == "local":
+            if offer.dataset is None:
+                raise Mismatch(
+                    'this run reads its data on the nodes (data="local"): give TrainingNode dataset=...'
+                )
+            self._source = Source(offer.dataset, None, welcome.seed)
+        state = ModelState(offer.model, criterion)
+        folds = {name: Fold(fold) for name, fold in welcome.folds.items()}
+        missing = set(folds) - set(state.buffers)
+        if missing:
+            raise ProtocolError(
+                f"the run mutates buffers that this model does not have: {', '.join(sorted(missing))}"
+            )
+        self.lane = Lane(state, Objective(criterion), LaneSpec(welcome.seed, welcome.precision, folds))
+
+    def _probe(self) -> None:
+        probe = self._expect(m.Probe)[0]
+        batches = [(self._take_batch(probe.step, leaf), weight) for leaf, weight in enumerate(probe.weights)]
+        digest = numerics.probe(
+            self.lane.state,
+            self.lane.objective,
+            self.lane.gradients,
+            batches,
+            seed=probe.seed,
+            precision=self.welcome.precision,
+        )
+        self._uplink.send(m.Probed(numerics.fingerprint(self._offer.device), digest))
+
+    def _expect(self, kind: type[Any]) -> tuple[Any, Any]:
+        while True:
+            item = self._next()
+            if isinstance(item[0], kind):
+                return item
+            if self._keep(*item) is not None:
+                raise ProtocolError(
+                    f"the coordinator sent {type(item[0]).__name__} where {kind.__name__} comes"
+                )
+
+    # ---- leases ----
+
+    def next_lease(self) -> m.Granted | m.Finished:
+        """Wait for the next lease, or the end; state and batches that come before it are put in place."""
+        while True:
+            message = self._keep(*self._next())
+            if isinstance(message, m.Finished):
+                return message
+            if isinstance(message, m.Granted) and self._trims.get(message.lease) != ():
+                self._forget_before(message.step)
+                return message
+
+    def batch(self, step: int, leaf: int) -> Batch:
+        """The data of a leased leaf; it came before the lease."""
+        return self._take_batch(step, leaf)
+
+    def trim_of(self, lease: int) -> Sequence[int] | None:
+        """What is left of a lease that is being computed; None: all of it."""
+        return () if self._uplink.lost.is_set() else self._trims.get(lease)
+
+    def deliver(self, granted: m.Granted, ready: SumReady) -> None:
+        """Send a partial sum and take its body back."""
+        partial = ready.partial
+        present = partial.present.to_bytes((len(self.lane.gradients.parameters) + 7) // 8, "little")
+        num_bytes = partial.body.numel()
+        self._uplink.deliver(
+            lambda transfer: m.Delivered(
+                granted.lease,
+                granted.incarnation,
+                granted.step,
+                ready.subtree,
+                transfer,
+                num_bytes,
+                present,
+                ready.leaves,
+            ),
+            bytes_of(partial.body),
+        )
+        self.lane.give_back(partial.body)
+
+    # ---- the inbox ----
+
+    def _next(self) -> tuple[m.FromCoordinator, Body | None]:
+        item = self._uplink.inbox.get()
+        if isinstance(item, Lost):
+            raise item.error
+        return item
+
+    def _keep(self, message: m.FromCoordinator, body: Body | None) -> m.FromCoordinator | None:
+        """Put what belongs to later leases in its place; returns what is the caller's."""
+        if isinstance(message, m.State) and body is not None:
+            moving = self.lane.moving
+            if body.num_bytes != moving.layout.num_bytes:
+                raise ProtocolError(
+                    f"a state of {body.num_bytes} bytes where this model's has {moving.layout.num_bytes}"
+                )
+            body.copy_into(moving.body)
+            self.lane.state_arrived()
+        elif isinstance(message, m.Batch) and body is not None:
+            self._batches[message.step, message.leaf] = frame.decode(body.to_tensor())
+        elif isinstance(message, m.Indices):
+            self._load_later(message)
+        elif isinstance(message, m.Told):
+            self._told(message)
+        elif not isinstance(message, m.Trimmed):
+            return message
+        return None
+
+    def _load_later(self, message: m.Indices) -> None:
+        if self._source is None:
+            raise ProtocolError("the coordinator sent indices, and this node was given no dataset")
+        self._batches[message.step, message.leaf] = (self._source, message)
+
+    def _told(self, message: m.Told) -> None:
+        logger.warning("the coordinator says: %s", message.text)
+        if message.benched:
+            raise Refused(message.text)
+
+    def _take_batch(self, step: int, leaf: int) -> Batch:
+        batch = self._batches.get((step, leaf))
+        if batch is None:
+            raise ProtocolError(f"leaf {leaf} of step {step} was leased without its data")
+        if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[1], m.Indices):
+            source, where = batch
+            return source.load(where.epoch, where.indices)
+        return batch
+
+    def _forget_before(self, step: int) -> None:
+        for key in [key for key in self._batches if key[0] < step]:
+            del self._batches[key]
+        for lease in list(self._trims)[:-16]:
+            del self._trims[lease]

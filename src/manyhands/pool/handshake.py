@@ -1,0 +1,149 @@
+"""The door of a pool: a node's hello, held against the run's own model; then the probe of its arithmetic.
+
+::
+
+    Hello ──▶ same protocol? same tensors? same criterion? data where it must be? ──▶ Welcome, Everything, Probe
+    Probed ─▶ its numeric class; one class only under "strict"                    ──▶ a Member
+
+Each refusal names the first thing that differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import torch
+
+from manyhands.errors import Mismatch, ProtocolError
+from manyhands.fleet import messages as m
+from manyhands.fleet.session import Bulk, Session
+from manyhands.observe.text import clean_name
+from manyhands.pool.job import PROBE_STEP, Job
+from manyhands.pool.member import Member
+from manyhands.tensors.layout import Layout, WireSpec
+from manyhands.tensors.memory import bytes_of
+from manyhands.training import criteria, numerics
+from manyhands.training.state import ModelState
+from manyhands.wire.admission import Peer
+from manyhands.wire.transfer import Body
+
+Said = tuple[m.FromNode, Body | None]
+
+
+@dataclass
+class Door:
+    """Lets nodes into one incarnation of a run."""
+
+    job: Job
+    run: str
+    incarnation: int
+    transfers: Callable[[], int]
+    strict_class: str | None = None
+
+    async def admit(self, peer: Peer, session: Session, said: AsyncIterator[Said]) -> Member:
+        """The node behind `session`, ready for leases. Mismatch says why it is not let in."""
+        hello, _ = await anext(said)
+        if not isinstance(hello, m.Hello):
+            raise ProtocolError(f"a node's first message is Hello, not {type(hello).__name__}")
+        self._check(hello)
+        session.post(self._welcome(), self._everything(), *self._probe())
+        probed, _ = await anext(said)
+        if not isinstance(probed, m.Probed):
+            raise ProtocolError(f"a node answers the probe before {type(probed).__name__}")
+        numeric_class = clean_name(numerics.class_name(dict(probed.facts), probed.digest))
+        self._check_class(numeric_class, dict(probed.facts))
+        return Member(
+            peer,
+            session,
+            clean_name(hello.name) or peer.key_id[:8],
+            clean_name(hello.device),
+            numeric_class,
+            hello.manual,
+        )
+
+    def _check(self, hello: m.Hello) -> None:
+        job = self.job
+        if hello.protocol != m.PROTOCOL:
+            older = "this node" if hello.protocol < m.PROTOCOL else "the coordinator"
+            raise Mismatch(
+                f"the coordinator speaks protocol {m.PROTOCOL} and this node {hello.protocol} (release "
+                f"{hello.release}): "
+                f"upgrade {older}"
+            )
+        if hello.model is None:
+            raise Mismatch(
+                "this coordinator does not ship its model: start TrainingNode(model=...) with the same model"
+            )
+        bare = ModelState(job.state.model)
+        theirs = Layout.from_wire([WireSpec(*row) for row in hello.model], max_bytes=1 << 40)
+        difference = bare.layout().first_difference(theirs)
+        if difference is not None:
+            raise Mismatch(
+                f"the node's model is not the run's (here: coordinator, there: node): {difference}"
+            )
+        odd = sorted(set(hello.trainable) ^ set(bare.trainable))
+        if odd:
+            raise Mismatch(f"{odd[0]} has another requires_grad on the node than on the coordinator")
+        if hello.criterion is not None and hello.criterion != criteria.describe(job.objective.criterion):
+            raise Mismatch(
+                f"the node's criterion is {hello.criterion}, the run's "
+                f"{criteria.describe(job.objective.criterion)}: "
+                "give both the same, or the node none"
+            )
+        if job.options.data == "local" and hello.dataset_length != job.plan.num_samples:
+            raise Mismatch(
+                f"the run's dataset has {job.plan.num_samples} samples and the node's "
+                f"{hello.dataset_length}: with "
+                'data="local" every node gives TrainingNode the same dataset'
+            )
+
+    def _welcome(self) -> m.Welcome:
+        job = self.job
+        return m.Welcome(
+            self.run,
+            self.incarnation,
+            job.options.seed,
+            job.options.precision,
+            torch.get_num_threads(),
+            {name: fold.value for name, fold in job.master.gradients.folds.items()},
+            criteria.describe(job.objective.criterion),
+            job.options.data,
+            job.plan.num_samples,
+            job.plan.num_steps,
+            job.plan.micro_batches,
+            list(job.notes),
+        )
+
+    def _everything(self) -> Bulk:
+        layout = self.job.state.layout()
+        body = layout.allocate()
+        self.job.state.read(layout, body)
+        transfer = self.transfers()
+        return Bulk.of(m.Everything(transfer, layout.num_bytes), transfer, bytes_of(body))
+
+    def _probe(self) -> list[Bulk | m.Indices | m.Probe]:
+        items: list[Bulk | m.Indices | m.Probe] = []
+        for number, leaf in enumerate(self.job.probe):
+            if self.job.options.data == "local":
+                items.append(m.Indices(PROBE_STEP, number, 0, list(leaf.indices)))
+            else:
+                transfer = self.transfers()
+                items.append(
+                    Bulk.of(m.Batch(PROBE_STEP, number, transfer, len(leaf.frame)), transfer, leaf.frame)
+                )
+        items.append(m.Probe(self.job.probe_seed, PROBE_STEP, [leaf.weight for leaf in self.job.probe]))
+        return items
+
+    def _check_class(self, numeric_class: str, facts: dict[str, str]) -> None:
+        if self.job.options.numerics != "strict":
+            return
+        if self.strict_class is None:
+            self.strict_class = numeric_class
+        elif numeric_class != self.strict_class:
+            raise Mismatch(
+                f"this machine computes other bits than the run's ({numeric_class} here, "
+                f"{self.strict_class} in the run: "
+                f"{', '.join(f'{k}={v}' for k, v in sorted(facts.items()))}), and the run is "
+                'numerics="strict"'
+            )

@@ -1,0 +1,356 @@
+"""``TrainingNode``: lends this process and its model to a coordinator.
+
+``train()`` works until the run ends, and comes back by itself when the coordinator does. ``connect``,
+``get_batch``, ``send_gradients`` and ``close`` are the same work by hand, for a loop of the caller's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manyhands.clock import Clock, SystemClock
+from manyhands.errors import RunFailed, Unreachable, UsageError
+from manyhands.fleet import messages as m
+from manyhands.fleet import tree
+from manyhands.fleet.uplink import Uplink
+from manyhands.pool.engagement import Engagement, Offer
+from manyhands.pool.lane import LeafBroken, LeafReady, SumReady
+from manyhands.pool.meter import LeaseMeter
+from manyhands.release import __version__
+from manyhands.settings import load
+from manyhands.settings.paths import state_dir
+from manyhands.training.device import pick_device
+from manyhands.wire.address import parse_address
+from manyhands.wire.backoff import delays
+from manyhands.wire.dialer import Connection, dial
+from manyhands.wire.known import find_invite
+from manyhands.wire.nodekey import NodeKey
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_ADDRESS = ("localhost", 5555)
+LossCallback = Callable[[float, int], Any]
+NetworkCallback = Callable[..., Any]
+
+
+class TrainingNode:
+    """One node of a pool.
+
+    ``server_address`` is ``(host, port)`` or ``"host:port"``; one given in code beats the invite's.
+    ``device=None`` is CUDA, MPS or CPU, in this order. ``criterion=None`` takes the coordinator's.
+    ``optimizer_class`` and its arguments act where nodes step locally, and are only named in a synchronous
+    run. ``invite`` is an ``mh://`` line or ``@file``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        server_address: tuple[str, int] | str = DEFAULT_ADDRESS,
+        secure: bool = True,
+        collect_metrics: bool = False,
+        compress_gradients: bool = False,
+        device: str | torch.device | None = None,
+        criterion: Any = None,
+        optimizer_class: type[torch.optim.Optimizer] | None = None,
+        optimizer_kwargs: Mapping[str, Any] | None = None,
+        *,
+        invite: str | None = None,
+        dataset: Any = None,
+        name: str | None = None,
+    ) -> None:
+        self.model = model
+        self._address = server_address
+        self._secure = secure
+        self._collect_metrics = collect_metrics
+        self._compress = compress_gradients
+        self._device = device
+        self._criterion = criterion
+        self._optimizer = (optimizer_class, optimizer_kwargs)
+        self._invite = invite
+        self._dataset = dataset
+        self._name = name or socket.gethostname()
+        self._clock: Clock = SystemClock()
+        self._key: NodeKey | None = None
+        self._connection: Connection | None = None
+        self._uplink: Uplink | None = None
+        self._engagement: Engagement | None = None
+        self._leases: dict[int, m.Granted] = {}
+        self._meter = LeaseMeter(self._clock)
+
+    # ---- the whole job ----
+
+    def train(
+        self, loss_callback: LossCallback | None = None, network_callback: NetworkCallback | None = None
+    ) -> None:
+        """Compute leases until the run ends.
+
+        ``loss_callback(loss, batch_id)`` after each micro-batch; ``network_callback(sent_bytes=,
+        received_bytes=, comp_time=, net_time=, original_size=, compressed_size=)`` after each lease, in bytes
+        and seconds. A lost coordinator is dialled again for as long as the patience of the settings; then
+        Unreachable. Refused says why this node may not take part.
+        """
+        threads = torch.get_num_threads()
+        last_heard = self._clock.monotonic()
+        waits = delays(random.Random(os.getpid()))
+        try:
+            while True:
+                try:
+                    self._connect(manual=False)
+                    last_heard, waits = self._clock.monotonic(), delays(random.Random(os.getpid()))
+                    if self._serve(loss_callback, network_callback):
+                        return
+                except Unreachable as error:
+                    self._wait_or_give_up(error, last_heard, next(waits))
+                finally:
+                    self._disconnect()
+        finally:
+            torch.set_num_threads(threads)
+            self.close()
+
+    def _wait_or_give_up(self, error: Unreachable, last_heard: float, seconds: float) -> None:
+        patience_seconds = load().network.patience_hours * 3600.0
+        away = self._clock.monotonic() - last_heard
+        if away + seconds > patience_seconds:
+            raise Unreachable(f"the coordinator has been away for {away:.0f} s: {error}") from error
+        logger.info("the coordinator is away (%s); trying again in %.1f s", error, seconds)
+        self._clock.sleep(seconds)
+
+    def _serve(self, loss_callback: LossCallback | None, network_callback: NetworkCallback | None) -> bool:
+        """Lease after lease; True when the run is over, False when the coordinator asks to come back."""
+        engagement = self._require_engagement()
+        while True:
+            granted = engagement.next_lease()
+            if isinstance(granted, m.Finished):
+                return self._ended(granted)
+            try:
+                self._compute(engagement, granted, loss_callback)
+            except Unreachable:
+                raise
+            except BaseException as error:
+                self._hand_back(granted, error)
+                raise
+            if network_callback is not None:
+                network_callback(**self._meter.lap(self._require_uplink()))
+
+    def _compute(
+        self, engagement: Engagement, granted: m.Granted, loss_callback: LossCallback | None
+    ) -> None:
+        uplink, per_step = self._require_uplink(), engagement.welcome.micro_batches
+        outputs = engagement.lane.run(
+            granted,
+            lambda leaf: engagement.batch(granted.step, leaf),
+            lambda: engagement.trim_of(granted.lease),
+        )
+        for output in outputs:
+            if isinstance(output, LeafReady):
+                uplink.send(m.Computed(granted.lease, granted.incarnation, output.done))
+                done = [output.done]
+            elif isinstance(output, SumReady):
+                engagement.deliver(granted, output)
+                self._meter.delivered(output.partial.body.numel())
+                done = output.leaves[-1:]
+            else:
+                uplink.send(_not_finite(granted, output))
+                continue
+            for leaf in done:
+                self._meter.computed(leaf.seconds)
+                if loss_callback is not None and leaf.loss is not None:
+                    loss_callback(leaf.loss, granted.step * per_step + leaf.leaf)
+
+    def _hand_back(self, granted: m.Granted, error: BaseException) -> None:
+        """Another node can have the lease at once; the error is this node's own."""
+        try:
+            reason = f"{type(error).__name__}: {error}"[:500]
+            self._require_uplink().send(m.HandedBack(granted.lease, reason), m.Leaving(reason))
+            self._require_uplink().finish()
+        except Unreachable:
+            logger.debug("the coordinator is gone; it takes the lease back by itself")
+
+    def _ended(self, finished: m.Finished) -> bool:
+        if finished.retry:
+            logger.info("the coordinator asks to come back: %s", finished.reason)
+            self._clock.sleep(0.2)
+            return False
+        if not finished.ok:
+            raise RunFailed(f"the run ended: {finished.reason}")
+        return True
+
+    # ---- by hand ----
+
+    def connect(self) -> TrainingNode:
+        """Join the run for a loop of the caller's own; returns self."""
+        self._connect(manual=True)
+        return self
+
+    def get_batch(self) -> Any:
+        """Lease one micro-batch; the current weights are in ``model`` when it returns. None at the end of the
+        run.
+
+        A dict with ``batch_id`` and the item's keys (``inputs`` and ``targets`` for tuples); with
+        ``collect_metrics``, a pair of it and a dict of figures.
+        """
+        engagement = self._require_engagement()
+        self._meter.start()
+        granted = engagement.next_lease()
+        if isinstance(granted, m.Finished):
+            if not granted.ok:
+                raise RunFailed(f"the run ended: {granted.reason}")
+            return (None, self._meter.lap(self._require_uplink())) if self._collect_metrics else None
+        leaf = tree.span(granted.subtrees[0], granted.depth).start
+        batch_id = granted.step * engagement.welcome.micro_batches + leaf
+        self._leases[batch_id] = granted
+        engagement.lane.begin_leaf(granted.step, leaf)
+        batch = {"batch_id": batch_id, **_by_name(engagement.batch(granted.step, leaf))}
+        return (batch, self._meter.lap(self._require_uplink())) if self._collect_metrics else batch
+
+    def send_gradients(
+        self, gradients: Sequence[Tensor | None] | Mapping[str, Tensor | None], batch_id: int
+    ) -> Any:
+        """Deliver the mean gradients of a leased micro-batch.
+
+        A list in ``parameters()`` order (None where there is none) or a dict by name. UsageError for a batch
+        that is not leased, or for other names or shapes. Returns figures with ``collect_metrics``, else None.
+        """
+        engagement = self._require_engagement()
+        granted = self._leases.pop(batch_id, None)
+        if granted is None:
+            raise UsageError(
+                f"batch {batch_id} is not leased to this node: it was sent before, or get_batch gave "
+                "another id"
+            )
+        ordered = _in_order(gradients, dict(engagement.lane.state.parameters))
+        leaf, weight = granted.weights[0]
+        partial = engagement.lane.sum_of(ordered, weight)
+        done = m.LeafDone(leaf, None, self._meter.seconds_since_start())
+        engagement.deliver(granted, SumReady(granted.subtrees[0], partial, [done]))
+        self._meter.delivered(partial.body.numel())
+        return self._meter.lap(self._require_uplink()) if self._collect_metrics else None
+
+    def close(self) -> None:
+        """Leave the run; a lease that is held goes to another node."""
+        if self._uplink is not None and not self._uplink.lost.is_set() and self._leases:
+            self._uplink.send(m.Leaving("the node's own loop closed"))
+        self._disconnect()
+        if self._key is not None:
+            self._key.release()
+            self._key = None
+
+    # ---- connection ----
+
+    def _connect(self, *, manual: bool) -> None:
+        if self.model is None:
+            raise UsageError("TrainingNode needs model=: nodes that receive their model are not built yet")
+        if self._optimizer[0] is not None:
+            logger.info(
+                "optimizer_class acts where nodes step locally; this run's optimizer is the coordinator's"
+            )
+        device = pick_device(self._device)
+        self.model.to(device)
+        if isinstance(self._criterion, nn.Module):
+            self._criterion.to(device)
+        offer = Offer(
+            self.model,
+            self._criterion,
+            self._dataset,
+            device,
+            self._name,
+            __version__,
+            manual,
+            self._compress,
+        )
+        self._connection = self._dial()
+        limit = _body_limit(self.model)
+        self._uplink = Uplink(self._connection.stream(), max_body_bytes=limit)
+        self._engagement = Engagement(offer, self._uplink)
+        self._engagement.greet()
+        self._meter.start()
+
+    def _dial(self) -> Connection:
+        settings = load()
+        host, port = (
+            parse_address(self._address, DEFAULT_ADDRESS[1])
+            if isinstance(self._address, str)
+            else self._address
+        )
+        timeout = settings.network.timeout
+        if not self._secure:
+            return dial((host, port), secure=False, timeout_seconds=timeout)
+        given = settings.invite.get_secret_value() if settings.invite else None
+        invite = find_invite(self._invite, given, state_dir(), port)
+        if tuple(self._address) != DEFAULT_ADDRESS or (self._invite is None and given is None):
+            invite = invite.with_address(host, port)
+        if self._key is None:
+            self._key = NodeKey.claim(Path(state_dir()) / "keys")
+        return dial(invite, key=self._key, timeout_seconds=timeout)
+
+    def _disconnect(self) -> None:
+        if self._engagement is not None and hasattr(self._engagement, "lane"):
+            self._engagement.lane.moving.detach()
+        if self._uplink is not None:
+            self._uplink.close()
+        if self._connection is not None:
+            self._connection.close()
+        self._engagement = self._uplink = self._connection = None
+
+    def _require_engagement(self) -> Engagement:
+        if self._engagement is None:
+            raise UsageError("this node is not connected: call connect() first")
+        return self._engagement
+
+    def _require_uplink(self) -> Uplink:
+        assert self._uplink is not None
+        return self._uplink
+
+
+def _not_finite(granted: m.Granted, broken: LeafBroken) -> m.NotFinite:
+    return m.NotFinite(granted.lease, granted.incarnation, broken.leaf, broken.digest, broken.where)
+
+
+def _by_name(batch: Any) -> dict[str, Any]:
+    """The keys of a custom loop's batch: the item's own, or inputs and targets."""
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    if isinstance(batch, Tensor):
+        return {"inputs": batch}
+    *inputs, targets = batch
+    return {"inputs": inputs[0] if len(inputs) == 1 else tuple(inputs), "targets": targets}
+
+
+def _in_order(
+    gradients: Sequence[Tensor | None] | Mapping[str, Tensor | None], parameters: Mapping[str, nn.Parameter]
+) -> list[Tensor | None]:
+    """Gradients of the trainable parameters, in their order; UsageError names what does not fit."""
+    if isinstance(gradients, Mapping):
+        unknown = sorted(set(gradients) - set(parameters))
+        if unknown:
+            raise UsageError(f"gradients name {unknown[0]!r}, which is no parameter of the model")
+        rows = [(name, p, gradients.get(name)) for name, p in parameters.items() if p.requires_grad]
+    else:
+        trainable = [(name, p) for name, p in parameters.items() if p.requires_grad]
+        expected = trainable if len(gradients) == len(trainable) else list(parameters.items())
+        if len(gradients) != len(expected):
+            raise UsageError(
+                f"{len(gradients)} gradients were given for {len(expected)} parameters, in parameters() order"
+            )
+        rows = [(name, p, g) for (name, p), g in zip(expected, gradients, strict=True) if p.requires_grad]
+    for name, parameter, gradient in rows:
+        if gradient is not None and gradient.shape != parameter.shape:
+            raise UsageError(
+                f"the gradient of {name} is {tuple(gradient.shape)}, the parameter {tuple(parameter.shape)}"
+            )
+    return [gradient for _, _, gradient in rows]
+
+
+def _body_limit(model: nn.Module) -> int:
+    """No body from a coordinator is larger than the whole model, or a batch of 256 MiB."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return max(sum(t.numel() * t.element_size() + 64 for t in tensors) + (1 << 16), 1 << 28)

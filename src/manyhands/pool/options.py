@@ -1,0 +1,88 @@
+"""What a user may ask of a pool, checked once: every wrong value is a UsageError before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from manyhands.errors import UsageError
+from manyhands.training.step import Precision, check_precision
+
+Data = Literal["ship", "local"]
+Numerics = Literal["tolerant", "strict"]
+OnNonFinite = Literal["stop", "skip_step"]
+OnBadSample = Literal["stop", "quarantine"]
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """The arguments of ``CentralServer`` that shape the run (its docstring says what they mean)."""
+
+    batch_size: int = 16
+    micro_batches: int = 4
+    epochs: int = 1
+    max_steps: int | None = None
+    shuffle: bool = True
+    drop_last: bool = False
+    seed: int = 0
+    num_workers: int = 0
+    precision: Precision = "fp32"
+    clip_norm: float | None = None
+    aggregation: Literal["sync"] = "sync"
+    compression: str | None = None
+    data: Data = "ship"
+    numerics: Numerics = "tolerant"
+    verify: float = 0.0
+    on_nonfinite: OnNonFinite = "stop"
+    on_bad_sample: OnBadSample = "stop"
+    queue_size: int = 1000
+    checkpoint_interval: float = 5.0
+    val_every: int | None = None
+    early_stopping: dict[str, Any] | None = None
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    weight: Callable[[Any], float] | None = None
+
+
+_CHOICES = {
+    "aggregation": ("sync",),
+    "data": ("ship", "local"),
+    "numerics": ("tolerant", "strict"),
+    "on_nonfinite": ("stop", "skip_step"),
+    "on_bad_sample": ("stop", "quarantine"),
+}
+_EARLY = {"monitor": "val_loss", "patience": 5, "min_delta": 0.001, "restore_best": True}
+
+
+def check_options(options: PoolOptions) -> None:
+    """UsageError naming the first argument that cannot be."""
+    for name, choices in _CHOICES.items():
+        value = getattr(options, name)
+        if value not in choices:
+            raise UsageError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+    if options.compression is not None:
+        raise UsageError(f"compression={options.compression!r} is not built yet: leave it None")
+    check_precision(options.precision)
+    if not 0.0 <= options.verify <= 1.0:
+        raise UsageError(f"verify={options.verify} must be a share of the leases, from 0.0 to 1.0")
+    if options.clip_norm is not None and not options.clip_norm > 0:
+        raise UsageError(f"clip_norm={options.clip_norm} must be greater than 0, or None")
+    if options.checkpoint_interval <= 0:
+        raise UsageError(f"checkpoint_interval={options.checkpoint_interval} must be more than 0 minutes")
+    if options.val_every is not None and options.val_every < 1:
+        raise UsageError(
+            f"val_every={options.val_every} must be a number of steps of at least 1, or None for each epoch"
+        )
+    early_stopping(options.early_stopping)
+
+
+def early_stopping(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The rule with its defaults filled in; UsageError for an unknown key."""
+    if given is None:
+        return None
+    unknown = set(given) - set(_EARLY)
+    if unknown:
+        raise UsageError(f"early_stopping has no {sorted(unknown)[0]!r}; it has {', '.join(_EARLY)}")
+    if given.get("monitor", "val_loss") not in ("val_loss", "val_accuracy"):
+        raise UsageError(f"early_stopping monitors val_loss or val_accuracy, not {given['monitor']!r}")
+    return {**_EARLY, **given}

@@ -1,0 +1,248 @@
+"""One incarnation of a run from open to report: listens, trains, validates, saves, and ends well or badly.
+
+The event loop's own thread runs :func:`Run.main`; the caller's thread waits. Checkpoints are written on a
+worker thread while nodes compute the next step; the next commit waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from manyhands.clock import Clock
+from manyhands.errors import ManyhandsError, RunFailed
+from manyhands.fleet import messages as m
+from manyhands.observe.metrics import MetricLog
+from manyhands.observe.progress import Progress, Standing
+from manyhands.observe.rates import Rate
+from manyhands.pool.coordinator import Coordinator
+from manyhands.pool.data import Source
+from manyhands.pool.job import Job
+from manyhands.pool.owner import answer
+from manyhands.pool.saving import Committed, Saver
+from manyhands.pool.tally import Report
+from manyhands.pool.validation import EarlyStopping, Validation, validate
+from manyhands.training.state import weights_sha256
+from manyhands.wire.admission import Peer
+from manyhands.wire.gate import Gate
+from manyhands.wire.listener import Listener
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Hooks:
+    """The caller's own functions and views; called between steps, on the coordinator's thread."""
+
+    on_step: Callable[..., Any] | None = None
+    on_epoch: Callable[..., Any] | None = None
+    log: MetricLog | None = None
+    progress: Progress | None = None
+    val_source: Source | None = None
+    early_stopping: EarlyStopping | None = None
+
+
+@dataclass
+class Run:
+    """Drives one coordinator."""
+
+    job: Job
+    saver: Saver
+    coordinator: Coordinator
+    listener: Listener
+    gate: Gate
+    hooks: Hooks
+    clock: Clock
+    stopping: bool = False
+    state: str = "waiting"
+    _saving: asyncio.Task[Any] | None = None
+    _saved_at: float = 0.0
+    _started: float = 0.0
+    _seconds_before: float = 0.0
+    _rate: Rate = field(default_factory=Rate)
+    _epoch_loss: float = 0.0
+    _epoch_samples: int = 0
+
+    async def ask(self, peer: Peer, request: bytes) -> bytes:
+        """An owner's question."""
+        return await answer(self, peer, request)
+
+    def _is_stopping(self) -> bool:
+        return self.stopping
+
+    def stop(self) -> None:
+        """Drain: the open step is given up, what is committed is saved."""
+        self.stopping = True
+        self.coordinator.interrupt()
+
+    async def main(self) -> Report:
+        """Train until done, stopped or failed; the listener is up already."""
+        self._started, self._seconds_before = self.clock.monotonic(), self.coordinator.tally.seconds
+        ticker = asyncio.create_task(self.coordinator.tick())
+        ending = m.Finished("the run is complete", ok=True)
+        self.state = "running"
+        self._rate.start(self._started)
+        try:
+            await self._train()
+            if self.stopping:
+                ending = m.Finished("the run was stopped by its owner; what it learned is saved", ok=True)
+        except ManyhandsError as error:
+            ending = m.Finished(str(error)[:1900], ok=False)
+            raise
+        except BaseException as error:
+            ending = m.Finished(f"the coordinator failed: {type(error).__name__}: {error}"[:1900], ok=False)
+            raise
+        finally:
+            self.state = (
+                "finished" if ending.ok and not self.stopping else "stopped" if ending.ok else "failed"
+            )
+            ticker.cancel()
+            await self._end(ending)
+        return self.report()
+
+    async def _train(self) -> None:
+        coordinator, plan = self.coordinator, self.job.plan
+        await self._save_now()
+        while coordinator.step < plan.num_steps and not self.stopping:
+            data = await coordinator.next_step()
+            if self._is_stopping():
+                return
+            if self._saving is not None:
+                await self._saving
+            loss = coordinator.commit(data)
+            self._after_step(data.plan.step, data.plan.epoch, loss, data.plan.num_samples)
+            if await self._after_epoch(data.plan.step, data.plan.epoch):
+                return
+            if self.clock.monotonic() - self._saved_at >= self.job.options.checkpoint_interval * 60.0:
+                self._begin_save()
+
+    def _after_step(self, step: int, epoch: int, loss: float | None, samples: int) -> None:
+        now = self.clock.monotonic()
+        self._rate.add(samples, now)
+        if loss is not None:
+            self._epoch_loss += loss * samples
+            self._epoch_samples += samples
+        hooks = self.hooks
+        if hooks.progress is not None:
+            hooks.progress.update(self.standing())
+        if hooks.log is not None and loss is not None:
+            hooks.log.write(step, {"loss": loss, "samples_per_s": self._rate.per_second(now)})
+        if hooks.on_step is not None:
+            hooks.on_step(step=step, epoch=epoch, loss=loss, samples=samples)
+
+    async def _after_epoch(self, step: int, epoch: int) -> bool:
+        """Close an epoch where one ends; True when the run should stop early."""
+        plan, every = self.job.plan, self.job.options.val_every
+        ends = plan.ends_epoch(step)
+        result: Validation | None = None
+        if self.hooks.val_source is not None and (ends if every is None else (step + 1) % every == 0):
+            result = await self._validate()
+            if self.hooks.log is not None:
+                accuracy = {} if result.accuracy is None else {"val_accuracy": result.accuracy}
+                self.hooks.log.write(step, {"val_loss": result.loss, **accuracy})
+        if ends:
+            self._close_epoch(epoch, result)
+        early = self.hooks.early_stopping
+        if early is None or result is None or not early.update(result, self.job.state.model):
+            return False
+        early.restore(self.job.state.model)
+        logger.info(
+            "stopped early after step %d: no better %s for %d validations",
+            step,
+            early.monitor,
+            early.patience,
+        )
+        return True
+
+    async def _validate(self) -> Validation:
+        source = self.hooks.val_source
+        assert source is not None
+        size = max(self.job.plan.leaf_samples, 64)
+        return await asyncio.to_thread(validate, self.job.state.model, self.job.objective, source, size)
+
+    def _close_epoch(self, epoch: int, result: Validation | None) -> None:
+        mean = self._epoch_loss / self._epoch_samples if self._epoch_samples else None
+        self._epoch_loss, self._epoch_samples = 0.0, 0
+        history = self.coordinator.tally.history
+        history["epochs"].append(epoch)
+        history["train_loss"].append(mean)
+        history["val_loss"].append(result.loss if result else None)
+        history["val_accuracy"].append(result.accuracy if result else None)
+        if self.hooks.on_epoch is not None:
+            self.hooks.on_epoch(
+                epoch=epoch,
+                train_loss=mean,
+                val_loss=result.loss if result else None,
+                val_accuracy=result.accuracy if result else None,
+            )
+
+    # ---- saving and ending ----
+
+    def _begin_save(self) -> None:
+        self._saved_at = self.clock.monotonic()
+        coordinator = self.coordinator
+        coordinator.count()
+        coordinator.tally.seconds = self._seconds_before + self._saved_at - self._started
+        standing = Committed(coordinator.step, coordinator.tally.to_plain(), sorted(coordinator.quarantined))
+        self._saving = asyncio.create_task(asyncio.to_thread(self.saver.save, self.job, standing))
+
+    async def _save_now(self) -> None:
+        if self._saving is not None:
+            await self._saving
+        self._begin_save()
+        assert self._saving is not None
+        await self._saving
+        self._saving = None
+
+    async def _end(self, ending: m.Finished) -> None:
+        """Save what is committed, say goodbye, close; an error while saving is raised last."""
+        try:
+            await self._save_now()
+        finally:
+            await self.coordinator.dismiss(ending)
+            await self.listener.stop(0.5)
+            self.job.feeder.close()
+            self.job.master.moving.detach()
+            for thing in (self.hooks.progress, self.hooks.log):
+                if thing is not None:
+                    thing.close()
+
+    # ---- figures ----
+
+    def standing(self) -> Standing:
+        """For the progress line."""
+        now, coordinator = self.clock.monotonic(), self.coordinator
+        return Standing(
+            coordinator.step,
+            self.job.plan.num_steps,
+            coordinator.loss,
+            self._rate.per_second(now),
+            len(coordinator.members),
+            self.job.plan.epoch_of(max(coordinator.step - 1, 0)),
+        )
+
+    def report(self) -> Report:
+        """The run's report as of now."""
+        tally, plan, step = self.coordinator.tally, self.job.plan, self.coordinator.step
+        if self.state == "failed":
+            raise RunFailed("a failed run has no report")
+        return Report(
+            steps=step,
+            epochs=len(tally.history["epochs"]),
+            samples_applied=tally.samples_applied,
+            samples_expected=plan.samples_expected,
+            final_loss=tally.final_loss,
+            history=tally.history,
+            nodes_seen=len(tally.nodes_seen),
+            leases=tally.leases,
+            reissued=tally.reissued,
+            refused=tally.refused,
+            skipped=tally.skipped,
+            numeric_classes=dict(tally.numeric_classes),
+            bit_exact=len(tally.numeric_classes) <= 1,
+            seconds=tally.seconds,
+            weights_sha256=weights_sha256(self.job.state.model),
+        )

@@ -1,0 +1,72 @@
+"""The step's sum as it grows: partial sums of outstanding subtrees, siblings merged as soon as both are
+there.
+
+Holds tensors for the lease machine, which decides what is taken: its ``covered`` set and these bodies are
+always the same subtrees. At most one body per outstanding subtree is alive, and freed bodies are used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from manyhands.fleet import tree
+from manyhands.training.gradients import GradientLayout, Partial, combine
+
+
+class StepSum:
+    """The partial sums of one step of `num_leaves` leaves."""
+
+    def __init__(self, layout: GradientLayout) -> None:
+        self._layout = layout
+        self._free: list[Tensor] = []
+        self._sums: dict[int, Partial] = {}
+        self._depth = 0
+        self._num_leaves = 0
+
+    def open(self, num_leaves: int) -> None:
+        """Begin a step; what was left of the last one is dropped."""
+        self.drop(list(self._sums))
+        self._depth, self._num_leaves = tree.depth_of(num_leaves), num_leaves
+
+    def body(self) -> Tensor:
+        """A body to receive a partial sum into; it comes back through `take` or `give_back`."""
+        return self._free.pop() if self._free else self._layout.allocate()
+
+    def give_back(self, body: Tensor) -> None:
+        """A body that is not needed after all."""
+        if len(self._free) < 4:
+            self._free.append(body)
+
+    def take(self, subtree: int, partial: Partial, replaces: Iterable[int] = ()) -> None:
+        """Store the sum of `subtree` in place of `replaces`, then merge upward."""
+        self.drop(replaces)
+        while subtree > 1:
+            other = tree.sibling(subtree)
+            if not tree.is_absent(other, self._depth, self._num_leaves):
+                neighbour = self._sums.pop(other, None)
+                if neighbour is None:
+                    break
+                left, right = (neighbour, partial) if other < subtree else (partial, neighbour)
+                partial = combine(self._layout, left, right)
+                self.give_back(right.body)
+            subtree = tree.parent(subtree)
+        self._sums[subtree] = partial
+
+    def drop(self, subtrees: Iterable[int]) -> None:
+        """Forget partial sums that a larger one replaces."""
+        for subtree in subtrees:
+            self.give_back(self._sums.pop(subtree).body)
+
+    def holder(self, subtree: int) -> int | None:
+        """The stored subtree that contains all of `subtree`: itself or an ancestor."""
+        while subtree:
+            if subtree in self._sums:
+                return subtree
+            subtree = tree.parent(subtree)
+        return None
+
+    def pop(self, subtree: int = 1) -> Partial:
+        """A finished sum, by default the root's; its body must come back through `give_back`."""
+        return self._sums.pop(subtree)

@@ -1,0 +1,243 @@
+"""Self-contained frames: a nested batch as bytes that say themselves what they are.
+
+::
+
+    0      4        6          8             12     16          24          body_start        end
+    | magic| version| reserved | schema bytes| crc32| body bytes| schema, 0s| t0, 0s, t1 ...  |
+      "MHfr"  u16       u16=0       u32         u32      u64      MessagePack   raw elements
+
+Little-endian. The body and every tensor in it begin at a multiple of 64 bytes, gaps are zero, and crc32
+covers all that follows the header. Offsets and element counts are not sent: they follow from dtypes,
+shapes and order, so a frame can have no hole and no overlap, and cannot lie about either. Strides are sent
+where a tensor is dense but not contiguous (channels_last, transposed). Reading checks everything before it
+allocates anything. Rules after safetensors' format page; knows no sockets, and what a batch means is not
+its business.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import msgspec
+import numpy as np
+import torch
+from msgspec import Meta
+from torch import Tensor
+
+from manyhands.errors import ProtocolError, UsageError
+from manyhands.tensors import dtypes, memory
+from manyhands.tensors.layout import MAX_BYTES, MAX_DIMS, shape_problem
+from manyhands.tensors.memory import num_elements, padded
+from manyhands.tensors.nest import flatten
+from manyhands.tensors.structure import Structure, check, rebuild
+
+MAGIC: Final = b"MHfr"
+VERSION: Final = 1
+MAX_FRAME_BYTES: Final = 1 << 30
+MAX_SCHEMA_BYTES: Final = 16 << 20
+MAX_TENSORS: Final = 100_000
+_HEADER: Final = struct.Struct("<4sHHIIQ")
+HEADER_BYTES: Final = _HEADER.size
+
+Data = bytes | bytearray | memoryview | Tensor
+_Count = Annotated[int, Meta(ge=0, le=MAX_BYTES)]
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One tensor of a frame: dtype by name, shape, and strides in elements where they are not contiguous."""
+
+    dtype: Annotated[str, Meta(max_length=32)]
+    shape: Annotated[tuple[_Count, ...], Meta(max_length=MAX_DIMS)]
+    strides: Annotated[tuple[_Count, ...], Meta(max_length=MAX_DIMS)] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its elements; the dtype must be known."""
+        return num_elements(self.shape) * dtypes.DTYPES[self.dtype].itemsize
+
+
+class Schema(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a frame says about its body: the tree, and its tensors in the order of their slots."""
+
+    structure: Structure
+    entries: Annotated[tuple[Entry, ...], Meta(max_length=MAX_TENSORS)]
+
+
+_SCHEMA_ENCODER: Final = msgspec.msgpack.Encoder()
+_SCHEMA_DECODER: Final = msgspec.msgpack.Decoder(Schema)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An encoded tree whose tensors are still where they were: leave them as they are until it is sent.
+
+    `num_bytes` is its whole size. A tensor that changes after :func:`encode` makes the crc32 wrong.
+    """
+
+    num_bytes: int
+    _parts: tuple[bytes | memoryview, ...]
+
+    def parts(self) -> list[bytes | memoryview]:
+        """The frame's bytes in order, none of them copied from a dense tensor."""
+        return list(self._parts)
+
+    def to_bytes(self) -> bytes:
+        """The frame in one piece; one copy."""
+        return b"".join(self._parts)
+
+
+def encode(tree: Any) -> Frame:
+    """The frame of a nested batch; see :func:`~manyhands.tensors.nest.flatten` for what a tree may hold.
+
+    Dense CPU tensors are not copied, others once. Gradients and graphs stay behind; a tensor that stands
+    in two places is sent twice. UsageError where something cannot travel.
+    """
+    structure, leaves = flatten(tree)
+    if len(leaves) > MAX_TENSORS:
+        raise UsageError(
+            f"a batch of {len(leaves)} tensors; at most {MAX_TENSORS} may travel: stack some of them"
+        )
+    tensors = [memory.densified(leaf) for leaf in leaves]
+    schema = _SCHEMA_ENCODER.encode(Schema(structure, tuple([_entry(tensor) for tensor in tensors])))
+    if len(schema) > MAX_SCHEMA_BYTES:
+        raise UsageError(
+            f"a batch without its tensors takes {len(schema)} bytes; at most {MAX_SCHEMA_BYTES} may travel: "
+            "put numbers into tensors"
+        )
+    body_start = padded(HEADER_BYTES + len(schema))
+    parts: list[bytes | memoryview] = [schema, bytes(body_start - HEADER_BYTES - len(schema))]
+    body_bytes = 0
+    for tensor in tensors:
+        parts += [bytes(-body_bytes % memory.ALIGNMENT), memory.bytes_of(tensor)]
+        body_bytes = padded(body_bytes) + len(parts[-1])
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    header = _HEADER.pack(MAGIC, VERSION, 0, len(schema), crc, body_bytes)
+    return Frame(body_start + body_bytes, (header, *parts))
+
+
+def decode(data: Data, *, max_bytes: int = MAX_FRAME_BYTES) -> Any:
+    """The tree that `data`, one whole frame, holds; its tensors are writable and 64-byte aligned.
+
+    They are parts of `data` itself where that is writable and begins at a multiple of 64 bytes (such as a
+    uint8 tensor of :func:`~manyhands.tensors.memory.allocate`), and then live as long as any of them does;
+    else the body is copied once. ProtocolError where `data` is over `max_bytes` or anything but a frame.
+    """
+    view = _as_bytes(data)
+    schema_end, body_start = _check_header(view, max_bytes)
+    try:
+        schema = _SCHEMA_DECODER.decode(view[HEADER_BYTES:schema_end])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"a frame's schema does not parse: {error}") from error
+    offsets = _check_schema(schema, view[body_start:])
+    if any(view[schema_end:body_start]):
+        raise ProtocolError(f"a frame's padding between bytes {schema_end} and {body_start} is not zero")
+    body = _aligned(view, body_start)
+    tensors = [
+        memory.tensor_over(body, offset, dtypes.DTYPES[entry.dtype], entry.shape, entry.strides)
+        for entry, offset in zip(schema.entries, offsets, strict=True)
+    ]
+    return rebuild(schema.structure, tensors)
+
+
+def _entry(tensor: Tensor) -> Entry:
+    shape, strides = tuple(tensor.shape), tensor.stride()
+    name = dtypes.NAMES[tensor.dtype]
+    if problem := shape_problem(shape):
+        raise UsageError(f"a tensor cannot travel: {problem}")
+    # A dimension of size 1 may have any stride; bounded, it still tells channels_last from contiguous.
+    bounded = tuple(min(stride, tensor.numel()) for stride in strides)
+    if tensor.numel() == 0 or bounded == memory.contiguous_strides(shape):
+        return Entry(name, shape)
+    return Entry(name, shape, bounded)
+
+
+def _as_bytes(data: Data) -> memoryview:
+    if isinstance(data, Tensor):
+        if data.dtype != torch.uint8 or data.dim() != 1 or not data.is_contiguous():
+            raise UsageError(
+                f"a frame is bytes or a contiguous 1-d uint8 tensor, not {data.dtype} {data.shape}"
+            )
+        return memory.bytes_of(data.detach())
+    view = memoryview(data)
+    return view.cast("B") if view.nbytes and (view.format, view.ndim) != ("B", 1) else view
+
+
+def _check_header(view: memoryview, max_bytes: int) -> tuple[int, int]:
+    """Where the schema ends and where the body starts, once the crc32 has been found right."""
+    if len(view) > max_bytes:
+        raise ProtocolError(f"a frame has {len(view)} bytes; at most {max_bytes} are allowed")
+    if len(view) < HEADER_BYTES:
+        raise ProtocolError(
+            f"a frame was cut short: {len(view)} bytes, and its header alone has {HEADER_BYTES}"
+        )
+    magic, version, reserved, schema_bytes, crc, body_bytes = _HEADER.unpack_from(view)
+    if magic != MAGIC:
+        raise ProtocolError(f"a frame begins with {MAGIC!r}, and this with {magic!r}")
+    if version != VERSION or reserved:
+        raise ProtocolError(
+            f"a frame of version {version} (reserved {reserved}); this side reads version {VERSION}"
+        )
+    if schema_bytes > MAX_SCHEMA_BYTES:
+        raise ProtocolError(
+            f"a frame's schema has {schema_bytes} bytes; at most {MAX_SCHEMA_BYTES} are allowed"
+        )
+    schema_end = HEADER_BYTES + schema_bytes
+    body_start = padded(schema_end)
+    if body_start + body_bytes != len(view):
+        raise ProtocolError(
+            f"a frame announces {body_start + body_bytes} bytes (schema {schema_bytes}, body {body_bytes}) "
+            f"and has {len(view)}"
+        )
+    if (actual := zlib.crc32(view[HEADER_BYTES:])) != crc:
+        raise ProtocolError(f"a frame's crc32 is {actual:#010x} where its header says {crc:#010x}")
+    return schema_end, body_start
+
+
+def _check_schema(schema: Schema, body: memoryview) -> list[int]:
+    """The offset of each tensor, once all of them have been found to fill `body` exactly."""
+    offsets: list[int] = []
+    end = 0
+    for at, entry in enumerate(schema.entries):
+        if problem := _entry_problem(entry):
+            raise ProtocolError(f"tensor {at} of a frame: {problem}")
+        start = padded(end)
+        offsets.append(start)
+        if any(body[end:start]):
+            raise ProtocolError(f"a frame's padding between bytes {end} and {start} of its body is not zero")
+        end = start + entry.num_bytes
+    if end != len(body):
+        raise ProtocolError(
+            f"a frame's {len(offsets)} tensors need a body of {end} bytes, and it has {len(body)}"
+        )
+    check(schema.structure, [(dtypes.DTYPES[entry.dtype], len(entry.shape)) for entry in schema.entries])
+    return offsets
+
+
+def _entry_problem(entry: Entry) -> str | None:
+    if entry.dtype not in dtypes.DTYPES:
+        return f"{entry.dtype!r} is no known dtype"
+    if problem := shape_problem(entry.shape):
+        return problem
+    if entry.strides is None:
+        return None
+    elements = num_elements(entry.shape)
+    if len(entry.strides) != len(entry.shape) or elements == 0:
+        return f"strides {entry.strides} do not go with shape {entry.shape}"
+    if max(entry.strides, default=0) > elements or not memory.is_dense(entry.shape, entry.strides):
+        return f"strides {entry.strides} of shape {entry.shape} leave holes or overlap"
+    return None
+
+
+def _aligned(view: memoryview, body_start: int) -> memory.Bytes:
+    """The body as writable aligned memory: the one it has, or one copy."""
+    body = np.frombuffer(view, np.uint8)[body_start:]
+    if body.flags.writeable and memory.is_aligned(body):
+        return body
+    copy: memory.Bytes = memory.allocate(len(body)).numpy()
+    copy[:] = body
+    return copy

@@ -1,0 +1,117 @@
+"""Bytes under tensors: aligned memory, and tensors seen as bytes and back without copying.
+
+A kernel may pick another order of additions for another alignment, so every tensor that leaves this
+package begins at a multiple of 64 bytes, as torch's own do. CPU memory only; knows nothing of schemas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+ALIGNMENT: Final = 64
+"""Bytes; a cache line, an AVX-512 register, and what torch's CPU allocator gives."""
+
+Strides = tuple[int, ...]
+Bytes = npt.NDArray[np.uint8]
+
+
+def padded(num_bytes: int) -> int:
+    """`num_bytes` rounded up to a multiple of 64."""
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def allocate(num_bytes: int) -> Tensor:
+    """Uninitialised CPU memory: uint8 ``(num_bytes,)``, its first byte at a multiple of 64."""
+    memory = torch.empty(num_bytes, dtype=torch.uint8)
+    if memory.data_ptr() % ALIGNMENT == 0:
+        return memory
+    # An allocator put under torch (a debugging or a pinning one) may align less.
+    memory = torch.empty(num_bytes + ALIGNMENT, dtype=torch.uint8)
+    start = -memory.data_ptr() % ALIGNMENT
+    return memory[start : start + num_bytes]
+
+
+def contiguous_strides(shape: Sequence[int]) -> Strides:
+    """What torch gives a new tensor of `shape`, in elements."""
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether elements fill one run of memory, each its own place: a permutation of contiguous.
+
+    The stride of a dimension of size 1 says nothing about that, so it is not looked at. Nothing is dense
+    that has a stride of 0 or below in a longer dimension. Not for tensors without elements.
+    """
+    step = 1
+    for stride, size in sorted(
+        (stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1
+    ):
+        if stride != step:
+            return False
+        step *= size
+    return True
+
+
+def densified(tensor: Tensor) -> Tensor:
+    """`tensor` as a plain dense CPU tensor without a graph: itself where it is one, else one copy.
+
+    Memory order is kept (channels_last stays so); a lazy conjugate or negative is written out.
+    """
+    plain = tensor.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg()
+    if plain.numel() == 0 or is_dense(plain.shape, plain.stride()):
+        return plain
+    copy = plain.clone(memory_format=torch.preserve_format)
+    return copy if is_dense(copy.shape, copy.stride()) else copy.contiguous()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a dense CPU tensor in memory order, not copied; they live as long as the view does.
+
+    `tensor` must come from :func:`densified`, or be contiguous and without a graph.
+    """
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    array: Bytes = flat.view(torch.uint8).numpy()
+    return array.data
+
+
+def tensor_over(
+    memory: Bytes, offset: int, dtype: torch.dtype, shape: Sequence[int], strides: Strides | None = None
+) -> Tensor:
+    """A tensor that is a writable part of `memory`, beginning at byte `offset`; nothing is copied.
+
+    `memory` is a writable uint8 array, `offset` a multiple of 64 from an aligned start; `strides` (in
+    elements, dense) default to contiguous. The caller has checked that the part lies inside `memory`.
+    """
+    num_bytes = dtype.itemsize * num_elements(shape)
+    if num_bytes == 0:
+        return torch.empty(tuple(shape), dtype=dtype)
+    # Each tensor stands on a storage of its own. Slices of one body would share one version counter, and
+    # writing to the labels would then void what autograd saved of the inputs.
+    flat = torch.from_numpy(memory[offset : offset + num_bytes]).view(dtype)
+    return flat.as_strided(tuple(shape), contiguous_strides(shape) if strides is None else strides)
+
+
+def is_aligned(memory: npt.NDArray[Any]) -> bool:
+    """Whether `memory` begins at a multiple of 64 bytes; memory of no bytes does."""
+    return memory.size == 0 or int(memory.__array_interface__["data"][0]) % ALIGNMENT == 0
+
+
+def num_elements(shape: Sequence[int]) -> int:
+    """How many elements a tensor of `shape` has, as a Python integer that cannot overflow."""
+    product = 1
+    for size in shape:
+        product *= size
+    return product
