@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
-import grpc  # after manyhands.wire, which sets what gRPC reads from the environment
+import grpc
 
 from manyhands.clock import SystemClock
 from manyhands.wire import Gate, Invite, Limits, Link, Listener, NodeKey, Peer, certificates, dial

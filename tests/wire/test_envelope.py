@@ -24,8 +24,8 @@ MESSAGE = pack(b"control", transfer=7, offset=1 << 33, payload=b"payload!")
 
 def forged(control, payload, transfer, offset, *, magic=0x484D, version=1, flags=0, control_bytes=None):
     size = len(control) if control_bytes is None else control_bytes
-    start = size ^ transfer ^ (offset & 0xFFFFFFFF) ^ (offset >> 32)
-    crc = zlib.crc32(control + payload, start)
+    start = size ^ transfer ^ (offset & 0xFFFFFFFF) ^ (offset >> 32) ^ (len(payload) << 9 & 0xFFFFFFFF)
+    crc = zlib.crc32(control, start)
     return struct.pack("<HBBIIIQ", magic, version, flags, size, transfer, crc, offset) + control + payload
 
 
@@ -46,7 +46,7 @@ def test_what_was_packed_is_unpacked(control, transfer, offset, payload):
 
 
 def test_the_bytes_of_a_message_are_fixed():
-    golden = bytes.fromhex("4d48 01 00 07000000 07000000 12e4258f 0000000002000000") + b"controlpayload!"
+    golden = bytes.fromhex("4d48 01 00 07000000 07000000 f93f9279 0000000002000000") + b"controlpayload!"
     assert golden == MESSAGE
     assert HEADER_BYTES == 24
 
@@ -66,9 +66,9 @@ def test_a_message_cut_at_any_byte_or_continued_is_refused():
         unpack(MESSAGE + b"\0")
 
 
-def test_a_flipped_bit_anywhere_is_refused():
+def test_a_flipped_bit_in_what_steers_the_parser_is_refused():
     for message in (MESSAGE, pack(b"control"), pack()):
-        for at in range(len(message)):
+        for at in range(HEADER_BYTES + len(unpack(message).control)):
             for bit in range(8):
                 bad = bytearray(message)
                 bad[at] ^= 1 << bit

@@ -104,7 +104,10 @@ class HandBack(_Value, frozen=True, gc=False, tag=True):
 
 
 class NonFinite(_Value, frozen=True, gc=False, tag=True):
-    """A leaf's gradient or loss is NaN or infinite; `digest` stands for those bits."""
+    """A leaf's gradient or loss is NaN or infinite; `digest` stands for those bits.
+
+    Its node answers no subtree that holds the leaf any more, even if a cut already under way names one.
+    """
 
     key: str
     incarnation: int

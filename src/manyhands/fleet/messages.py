@@ -26,6 +26,7 @@ from msgspec import Meta
 from manyhands.errors import ProtocolError
 
 PROTOCOL = 1
+SMALL_BYTES = 1 << 16
 _T = TypeVar("_T")
 
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -34,7 +35,9 @@ Sentence = Annotated[str, Meta(max_length=2000)]
 Hash = Annotated[str, Meta(max_length=64)]
 Leaves = Annotated[int, Meta(ge=0, lt=1 << 20)]
 Presence = Annotated[bytes, Meta(max_length=16384)]
-TensorRow = tuple[Annotated[str, Meta(max_length=512)], Short, tuple[Count, ...]]
+Size = Annotated[int, Meta(ge=0, le=1 << 40)]
+Shape = Annotated[tuple[Size, ...], Meta(max_length=64)]
+TensorRow = tuple[Annotated[str, Meta(max_length=512)], Short, Shape]
 TensorRows = Annotated[list[TensorRow], Meta(max_length=100_000)]
 
 
@@ -155,6 +158,14 @@ class State(_Message, frozen=True):
     num_bytes: Count
 
 
+class SmallBatch(_Message, frozen=True):
+    """One leaf's data as a frame, small enough to travel among messages; often ahead of its lease."""
+
+    step: Count
+    leaf: Leaves
+    frame: Annotated[bytes, Meta(max_length=SMALL_BYTES)]
+
+
 class Batch(_Message, frozen=True):
     """One leaf's data follows as a frame, often ahead of its lease."""
 
@@ -220,7 +231,9 @@ class Finished(_Message, frozen=True):
 
 
 FromNode = Hello | Probed | Computed | Delivered | NotFinite | HandedBack | Leaving
-FromCoordinator = Welcome | Everything | State | Batch | Indices | Probe | Granted | Trimmed | Told | Finished
+FromCoordinator = (
+    Welcome | Everything | State | Batch | SmallBatch | Indices | Probe | Granted | Trimmed | Told | Finished
+)
 
 # ---- the owner's questions (unary) --------------------------------------------------------------------
 

@@ -92,11 +92,11 @@ def verdict(opinion: Opinion, voice: Voice, nodes: Sequence[Peer]) -> Verdict | 
 def confirms_non_finite(earlier: Sequence[Voice], voice: Voice) -> bool:
     """Whether a leaf is non-finite for sure: the same bits twice, or no way to tell by another voice.
 
-    Bits of other classes cannot be compared, a node that is asked twice is the only one, three are enough.
+    Bits of other classes cannot be compared. Three voices that all differ are enough to give up on: by then
+    it is the safe thing to do, whoever is wrong.
     """
     return len(earlier) >= 2 or any(
-        old.digest == voice.digest or old.numeric_class != voice.numeric_class or old.key == voice.key
-        for old in earlier
+        old.digest == voice.digest or old.numeric_class != voice.numeric_class for old in earlier
     )
 
 

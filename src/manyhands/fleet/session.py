@@ -20,6 +20,8 @@ from manyhands.wire.transfer import Body, Incoming, chunks
 
 CHUNK_BYTES = 1 << 20
 MAX_OPEN_TRANSFERS = 4
+MAX_LOOSE_MESSAGES = 64
+"""How many messages travel as one; all of them must fit one control part."""
 
 
 class Link(Protocol):
@@ -77,13 +79,16 @@ class Session:
         """Put messages and Bulks behind what waits already."""
         for item in items:
             if isinstance(item, Bulk) and item.supersedes:
-                self._forget_superseded()
+                self._forget_superseded(item.transfer)
             self._outbox.append(item)
         self._wake.set()
 
-    def _forget_superseded(self) -> None:
-        if any(isinstance(item, Bulk) and item.supersedes for item in self._outbox):
-            self._outbox = deque(i for i in self._outbox if not (isinstance(i, Bulk) and i.supersedes))
+    def _forget_superseded(self, newer: int) -> None:
+        def is_old(item: Any) -> bool:
+            return isinstance(item, Bulk) and item.supersedes and item.transfer != newer
+
+        if any(is_old(item) for item in self._outbox):
+            self._outbox = deque(item for item in self._outbox if not is_old(item))
 
     def finish(self) -> None:
         """Close after everything posted is written."""
@@ -105,7 +110,7 @@ class Session:
     def _next(self) -> Sequence[bytes]:
         """The envelopes that the head of the outbox makes: one for all loose messages up to a body."""
         messages: list[Any] = []
-        while self._outbox:
+        while self._outbox and len(messages) < MAX_LOOSE_MESSAGES:
             item = self._outbox[0]
             if not isinstance(item, Bulk):
                 messages.append(self._outbox.popleft())
@@ -121,8 +126,8 @@ class Session:
         return (pack(encode(*messages)),)
 
     def _loose(self) -> list[Any]:
-        taken = []
-        while self._outbox and not isinstance(self._outbox[0], Bulk):
+        taken: list[Any] = []
+        while self._outbox and len(taken) < MAX_LOOSE_MESSAGES and not isinstance(self._outbox[0], Bulk):
             taken.append(self._outbox.popleft())
         return taken
 
@@ -140,8 +145,11 @@ class Session:
             if envelope.control:
                 for message in decode_from_node(envelope.control):
                     if isinstance(message, Delivered):
-                        self._incoming.announce(message.transfer, message.num_bytes)
-                        waiting[message.transfer] = message
+                        empty = self._incoming.announce(message.transfer, message.num_bytes)
+                        if empty is not None:
+                            yield message, empty
+                        else:
+                            waiting[message.transfer] = message
                     else:
                         yield message, None
             if envelope.transfer:

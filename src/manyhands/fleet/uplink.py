@@ -142,8 +142,11 @@ class Uplink:
             for transfer in [t for t, m in waiting.items() if isinstance(m, State)]:
                 self._incoming.drop(transfer)
                 del waiting[transfer]
-        self._incoming.announce(message.transfer, message.num_bytes)
-        waiting[message.transfer] = message
+        empty = self._incoming.announce(message.transfer, message.num_bytes)
+        if empty is not None:
+            self.inbox.put((message, empty))
+        else:
+            waiting[message.transfer] = message
 
     def _hand_over(self, message: FromCoordinator) -> None:
         self._urgent(message)

@@ -22,24 +22,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from manyhands.clock import Clock
-from manyhands.errors import ManyhandsError, NonFinite, ProtocolError, Refused
+from manyhands.errors import ManyhandsError, NonFinite, ProtocolError, Refused, RunFailed
 from manyhands.fleet import events as e
 from manyhands.fleet import messages as m
 from manyhands.fleet.granting import Policy
 from manyhands.fleet.leases import LeaseMachine
 from manyhands.fleet.session import Bulk, Session
-from manyhands.fleet.tree import depth_of, span
+from manyhands.fleet.tree import depth_of, is_inside, span
 from manyhands.pool.data import StepData
 from manyhands.pool.handshake import Door
 from manyhands.pool.job import Job
 from manyhands.pool.master import mean_loss
 from manyhands.pool.member import Member
+from manyhands.pool.push import Push, is_worth_it
 from manyhands.pool.saving import Saver
 from manyhands.pool.sums import StepSum
 from manyhands.pool.tally import Tally
 from manyhands.store.rows import Commit, Credit, Quarantine, Refusal, Roster, Row
 from manyhands.tensors.memory import bytes_of
-from manyhands.training.gradients import Partial, is_finite
+from manyhands.training.gradients import Partial, witness
 from manyhands.wire.admission import Peer, Role
 from manyhands.wire.link import Link
 from manyhands.wire.transfer import Body
@@ -74,7 +75,12 @@ class Coordinator:
         options = job.options
         self.machine = LeaseMachine(
             incarnation,
-            Policy(on_nonfinite=options.on_nonfinite, verify=options.verify, seed=options.seed),
+            # An fp16 overflow is no fault: the step is skipped and the scale lowered.
+            Policy(
+                on_nonfinite="skip_step" if job.master.scale.is_used else options.on_nonfinite,
+                verify=options.verify,
+                seed=options.seed,
+            ),
         )
         self.quarantined: set[int] = set(job.feeder.quarantined)
         self._before = replace(tally)
@@ -89,15 +95,21 @@ class Coordinator:
         self._settled = asyncio.Event()
         self._skip: str | None = None
         self._failure: ManyhandsError | None = None
+        self._sessions: set[Session] = set()
+        self._ending: m.Finished | None = None
+        self.is_torn = False
+        """Whether the weights are between two steps: an update broke off, and they must not be saved."""
 
     # ---- steps ----
 
     async def next_step(self) -> StepData:
         """Lease the next step and return when its sum is complete. RunFailed where it cannot be."""
+        self._settled.clear()  # before the wait for data: a stop that comes meanwhile must be seen
+        self._skip = None
         coming = self.job.feeder.step(self.step)
         data = coming.result() if coming.done() else await asyncio.wrap_future(coming)
-        self._settled.clear()
-        self._skip = None
+        if self._failure is not None:
+            raise self._failure
         self._open = OpenStep(data, {}, {}, [])
         self.quarantined |= set(data.quarantined)
         if data.quarantined:
@@ -108,13 +120,15 @@ class Coordinator:
             return data
         self._sums.open(len(data.leaves))
         self._apply(e.Open(self.step, len(data.leaves)))
+        await asyncio.sleep(0)  # what was granted goes out first
+        self.job.feeder.look_ahead(self.step)
         self._send_ahead()
         await self._settled.wait()
         if self._failure is not None:
             raise self._failure
         return data
 
-    def commit(self, data: StepData) -> float | None:
+    async def commit(self, data: StepData) -> float | None:
         """Apply the complete sum (or skip the step); returns the step's loss."""
         opened = self._open
         assert opened is not None
@@ -125,15 +139,47 @@ class Coordinator:
         else:
             divisor = 1.0 if self.job.objective.is_sum else sum(weights.values())
             loss = mean_loss(opened.losses, weights, divisor)
-            root = self._sums.pop()
-            self.job.master.commit(root, divisor, len(data.leaves))
-            self._sums.give_back(root.body)
-            self._record(data, opened, loss)
+            loss = await self._update(data, opened, loss, divisor)
         self._open = None
         self.step += 1
         self.loss = loss if loss is not None else self.loss
         self.tally.final_loss = self.loss
         return loss
+
+    async def _update(
+        self, data: StepData, opened: OpenStep, loss: float | None, divisor: float
+    ) -> float | None:
+        """One optimizer step; None where its sum overflowed and the run skips such steps."""
+        root = self._sums.pop()
+        try:
+            push = self._begin_push()
+            self.is_torn = True
+            for final_bytes in self.job.master.commit(root, divisor, len(data.leaves)):
+                if push is not None:
+                    push.advance(final_bytes)
+                    await asyncio.sleep(0)
+            self.is_torn = False
+            if push is not None:
+                push.finish()
+        except NonFinite as error:
+            self.is_torn = False  # refused before anything was changed
+            if self.job.options.on_nonfinite != "skip_step":
+                raise
+            self._skip = str(error)
+            self._skip_step(data)
+            return None
+        finally:
+            self._sums.give_back(root.buffer)
+        self._record(data, opened, loss)
+        return loss
+
+    def _begin_push(self) -> Push | None:
+        """Let the nodes that computed this step have the next one's weights as they come."""
+        moving = self.job.master.moving
+        if not is_worth_it(moving) or self.step + 1 >= self.job.plan.num_steps:
+            return None
+        members = [member for member in self.members.values() if member.holds_version == self.step]
+        return Push(moving, self.step + 1, self._transfers(), members)
 
     def _skip_step(self, data: StepData) -> None:
         self.job.master.skip()
@@ -161,8 +207,20 @@ class Coordinator:
     # ---- what the machine wants ----
 
     def _apply(self, event: e.Event) -> None:
-        for instruction in self.machine.apply(event, self._clock.monotonic()):
-            self._do(instruction)
+        try:
+            for instruction in self.machine.apply(event, self._clock.monotonic()):
+                self._do(instruction)
+        except Exception as error:
+            # The machine has moved on and its shell has not: nothing after this would be exact.
+            logger.exception("an instruction of the lease machine failed")
+            self.fail(error if isinstance(error, RunFailed) else RunFailed(str(error) or repr(error)))
+
+    def _note(self, row: Row) -> None:
+        """Append to the journal; one that cannot be written ends the run, whoever was speaking."""
+        try:
+            self.saver.journal.record([row])
+        except ManyhandsError as error:
+            self.fail(error)
 
     def _do(self, instruction: e.Instruction) -> None:
         match instruction:
@@ -178,10 +236,10 @@ class Coordinator:
             case e.Stop(reason):
                 self.fail(NonFinite(reason))
             case e.Refuse(key, reason):
-                self.saver.journal.record([Refusal(reason[:500], key)])
+                self._note(Refusal(reason[:500], key))
                 self._post(key, m.Told(reason))
             case e.Bench(key, reason):
-                self.saver.journal.record([Roster(key, self._name(key), "benched")])
+                self._note(Roster(key, self._name(key), "benched"))
                 logger.warning("node %s is benched: %s", self._name(key), reason)
                 self._post(key, m.Told(reason, benched=True))
             case e.Duplicate() | e.Audit() | e.Verified():
@@ -209,10 +267,11 @@ class Coordinator:
         leaves = [leaf for subtree in lease.subtrees for leaf in span(subtree, depth) if leaf < num_leaves]
         for leaf in leaves:
             self._send_leaf(member, opened.data, opened.batches, leaf)
+        scale = self.job.master.scale.value
         weights = [(leaf, opened.data.leaves[leaf].weight) for leaf in leaves]
         member.session.post(
             m.Granted(
-                lease.id, lease.incarnation, lease.step, depth, num_leaves, lease.subtrees, weights, 1.0
+                lease.id, lease.incarnation, lease.step, depth, num_leaves, lease.subtrees, weights, scale
             )
         )
 
@@ -234,6 +293,9 @@ class Coordinator:
         if item.frame is None:
             member.session.post(m.Indices(data.plan.step, leaf, data.plan.epoch, list(item.indices)))
             return
+        if len(item.frame) <= m.SMALL_BYTES:
+            member.session.post(m.SmallBatch(data.plan.step, leaf, item.frame))
+            return
         if leaf not in batches:
             transfer = self._transfers()
             message = m.Batch(data.plan.step, leaf, transfer, len(item.frame))
@@ -241,14 +303,11 @@ class Coordinator:
         member.session.post(batches[leaf])
 
     def _send_ahead(self) -> None:
-        """Let nodes have the next step's data while they compute: most likely the same leaves again."""
-        following = self.step + 1
-        if following >= self.job.plan.num_steps or self._open is None:
+        """Let nodes have large batches of the next step while they compute: most likely the same leaves."""
+        data = self.job.feeder.ready(self.step + 1)
+        if data is None or not any(leaf.frame and len(leaf.frame) > m.SMALL_BYTES for leaf in data.leaves):
             return
-        ready = self.job.feeder.step(following)
-        if not ready.done() or ready.cancelled() or ready.exception() is not None:
-            return
-        data, batches = ready.result(), dict[int, Bulk]()
+        batches: dict[int, Bulk] = {}
         for member in self.members.values():
             for step, leaf in list(member.holds_leaves):
                 if step == self.step and leaf < len(data.leaves):
@@ -286,6 +345,10 @@ class Coordinator:
                 "that does"
             )
         session = Session(link, max_body_bytes=self.job.master.gradients.layout.num_bytes)
+        if self._ending is not None:
+            session.post(self._ending)
+            session.finish()
+        self._sessions.add(session)
         writer = asyncio.create_task(session.write_all())
         reader = asyncio.create_task(self._read(peer, session))
         try:
@@ -297,16 +360,20 @@ class Coordinator:
         finally:
             reader.cancel()
             session.finish()
+            self._sessions.discard(session)
             self._leave(peer.key_id, session)
-            await asyncio.wait({writer}, timeout=1.0)
+            await asyncio.wait({writer, reader}, timeout=1.0)
             writer.cancel()
+            for task in (writer, reader):
+                if task.done() and not task.cancelled():
+                    task.exception()  # looked at: what is told to the peer was raised above
 
     async def _read(self, peer: Peer, session: Session) -> None:
         said = session.messages()
         member = await self._door.admit(peer, session, said)
         self.members[peer.key_id] = member
         self.tally.nodes_seen.add(peer.key_id)
-        self.saver.journal.record([Roster(peer.key_id, member.name, "joined")])
+        self._note(Roster(peer.key_id, member.name, "joined"))
         self._apply(e.Join(peer.key_id, member.name, member.numeric_class, peer.invite_id, member.manual))
         async for message, body in said:
             if self._hear(member, message, body):
@@ -316,7 +383,7 @@ class Coordinator:
         member = self.members.get(key)
         if member is not None and member.session is session:
             del self.members[key]
-            self.saver.journal.record([Roster(key, member.name, "left")])
+            self._note(Roster(key, member.name, "left"))
             self._apply(e.Leave(key, "its stream ended"))
 
     def _hear(self, member: Member, message: m.FromNode, body: Body | None) -> bool:
@@ -326,8 +393,6 @@ class Coordinator:
             case m.Delivered() if body is not None:
                 self._delivered(member, message, body)
             case m.Computed(lease, incarnation, done):
-                if self._open is not None:
-                    self._open.losses.setdefault(done.leaf, done.loss)
                 member.computing_seconds += done.seconds
                 self._apply(e.Receipt(key, incarnation, lease, done.leaf, done.seconds))
             case m.NotFinite(lease, incarnation, leaf, digest, where):
@@ -356,24 +421,34 @@ class Coordinator:
             raise ProtocolError(
                 f"a partial sum claims more than the model's {len(gradients.parameters)} parameters"
             )
-        key, mine = member.peer.key_id, self._sums.body()
-        body.copy_into(mine)
+        key, mine = member.peer.key_id, self._sums.buffer()
+        body.copy_into(mine.body)
         partial = Partial(mine, present)
         for done in message.leaves[-1:]:
             member.computing_seconds += done.seconds
             self._apply(e.Receipt(key, message.incarnation, message.lease, done.leaf, done.seconds))
         self._arriving = (partial, message)
-        if is_finite(gradients, partial):
-            digest = body_digest(body)
+        number, leaf = witness(partial), self._only_leaf(message.subtree)
+        if number is not None or leaf is None:
+            # Finite leaves whose sum overflows are nobody's fault: such a sum is taken, and fails at the root.
+            digest = body_digest(body) if self.job.options.verify or number is None else number
             self._apply(
                 e.Answer(key, message.incarnation, message.step, message.lease, message.subtree, digest)
             )
         else:
-            leaf = message.leaves[0].leaf if message.leaves else 0
             self._apply(e.NonFinite(key, message.incarnation, message.lease, leaf, body_digest(body)))
         if self._arriving is not None:
-            self._sums.give_back(self._arriving[0].body)
+            self._sums.give_back(self._arriving[0].buffer)
             self._arriving = None
+
+    def _only_leaf(self, subtree: int) -> int | None:
+        """The leaf of a subtree that has one only; None for a sum of several, or of another step's tree."""
+        num_leaves = len(self._open.data.leaves) if self._open is not None else 1
+        depth = depth_of(num_leaves)
+        if not is_inside(subtree, depth):
+            return None
+        leaves = [leaf for leaf in span(subtree, depth)[:2] if leaf < num_leaves]
+        return leaves[0] if len(leaves) == 1 else None
 
     # ---- time and ends ----
 
@@ -403,11 +478,12 @@ class Coordinator:
 
     async def dismiss(self, message: m.Finished) -> None:
         """Tell every node how it ended, and wait a moment for the words to go out."""
-        for member in list(self.members.values()):
-            member.session.post(message)
-            member.session.finish()
+        self._ending = message
+        for session in list(self._sessions):
+            session.post(message)
+            session.finish()
         deadline = self._clock.monotonic() + 3.0
-        while self.members and self._clock.monotonic() < deadline:
+        while self._sessions and self._clock.monotonic() < deadline:
             await asyncio.sleep(0.01)
 
 

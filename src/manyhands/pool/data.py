@@ -8,13 +8,16 @@ anew without it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch.utils.data import TensorDataset
 
+from manyhands.clock import Clock, SystemClock
 from manyhands.errors import BadSample, UsageError
 from manyhands.pool.plan import RunPlan, StepPlan
 from manyhands.tensors import frame
@@ -24,6 +27,9 @@ from manyhands.training.seeds import derive, generators
 
 AHEAD_STEPS = 3
 """How many steps are prepared before they are needed."""
+
+QUICK_SECONDS = 0.002
+"""A step that loads faster than this is loaded on the event loop."""
 
 CollateFn = Callable[[list[Any]], Batch]
 
@@ -56,12 +62,21 @@ class Source:
 
     def load(self, epoch: int, indices: Sequence[int]) -> Batch:
         """The collated batch; BadSample names the item that raised."""
-        if isinstance(self.dataset, TensorDataset):
-            items = [self.dataset[index] for index in indices]  # draws no random numbers
-        else:
-            items = [self._item(epoch, index) for index in indices]
-        with generators(derive(self.seed, "collate", epoch, indices[0])):
-            return collate(items, self.collate_fn)
+        if type(self.dataset) is TensorDataset and self.collate_fn is None:
+            # What default_collate makes of these rows, without fetching them one by one; draws no numbers.
+            rows = torch.tensor(indices)
+            return [tensor[rows] for tensor in self.dataset.tensors]
+        items = [self._item(epoch, index) for index in indices]
+        try:
+            if self.collate_fn is None:  # default_collate draws no random numbers
+                return collate(items)
+            with generators(derive(self.seed, "collate", epoch, indices[0])):
+                return collate(items, self.collate_fn)
+        except Exception as error:  # the user's code and data
+            raise UsageError(
+                f"the samples {str(list(indices))[:200]} do not make one batch ({type(error).__name__}: "
+                f"{str(error)[:300]}): give items of one shape, or a collate_fn that pads them"
+            ) from error
 
     def _item(self, epoch: int, index: int) -> Any:
         with generators(derive(self.seed, "item", epoch, index)):
@@ -87,7 +102,11 @@ def dataset_length(dataset: Any) -> int:
 
 
 class Feeder:
-    """Prepares steps in order on a thread of its own."""
+    """Prepares steps in order: on a thread of its own, or between two steps where that takes no time.
+
+    A thread that fetches a small batch competes with the event loop for the interpreter and costs a fast step more than
+    the fetching; where a whole step loads in under a millisecond it is loaded on the loop, while nodes compute.
+    """
 
     def __init__(
         self,
@@ -98,15 +117,18 @@ class Feeder:
         ship: bool = True,
         on_bad_sample: Literal["stop", "quarantine"] = "stop",
         quarantined: set[int] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._plan = plan
         self._source = source
         self._objective = objective
         self._ship = ship
         self._quarantine = on_bad_sample == "quarantine"
+        self._clock = clock or SystemClock()
         self.quarantined = set(quarantined or ())
         self._order: tuple[int, list[int]] = (-1, [])
         self._pending: dict[int, Future[StepData]] = {}
+        self._seconds = math.inf
         self._thread: ThreadPoolExecutor | None = None
 
     def start(self) -> None:
@@ -114,14 +136,37 @@ class Feeder:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="manyhands-feeder")
 
     def step(self, step: int) -> Future[StepData]:
-        """The data of `step`, perhaps not ready yet; the steps behind it are begun."""
-        assert self._thread is not None, "start() comes first"
-        for number in range(step, min(step + AHEAD_STEPS, self._plan.num_steps)):
-            if number not in self._pending:
-                self._pending[number] = self._thread.submit(self.load, number)
-        for old in [number for number in self._pending if number < step - 1]:
-            del self._pending[old]
+        """The data of `step`, perhaps not ready yet."""
+        if step not in self._pending:
+            assert self._thread is not None, "start() comes first"
+            self._pending[step] = self._thread.submit(self.load, step)
         return self._pending[step]
+
+    def look_ahead(self, step: int) -> None:
+        """Prepare the steps behind `step`, and forget those before it. Call it while nodes compute."""
+        for old in [number for number in self._pending if number < step]:
+            del self._pending[old]
+        if self._seconds < QUICK_SECONDS and all(future.done() for future in self._pending.values()):
+            if step + 1 < self._plan.num_steps and step + 1 not in self._pending:
+                self._pending[step + 1] = self._load_here(step + 1)
+            return
+        for number in range(step + 1, min(step + 1 + AHEAD_STEPS, self._plan.num_steps)):
+            self.step(number)
+
+    def ready(self, step: int) -> StepData | None:
+        """The data of `step` where it is prepared and whole; never waits."""
+        future = self._pending.get(step)
+        if future is None or not future.done() or future.cancelled() or future.exception() is not None:
+            return None
+        return future.result()
+
+    def _load_here(self, step: int) -> Future[StepData]:
+        future: Future[StepData] = Future()
+        try:
+            future.set_result(self.load(step))
+        except BadSample as error:
+            future.set_exception(error)
+        return future
 
     def close(self) -> None:
         """End the thread; an item that is being fetched is waited for."""
@@ -130,6 +175,13 @@ class Feeder:
 
     def load(self, step: int) -> StepData:
         """Prepare one step now, on the calling thread."""
+        started = self._clock.monotonic()
+        try:
+            return self._load(step)
+        finally:
+            self._seconds = self._clock.monotonic() - started
+
+    def _load(self, step: int) -> StepData:
         epoch = self._plan.epoch_of(step)
         if self._order[0] != epoch:
             self._order = (epoch, self._plan.order(epoch))

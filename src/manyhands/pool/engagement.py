@@ -45,6 +45,10 @@ class Offer:
     wants_compression: bool = False
 
 
+class _OverError(Exception):
+    """The run ended while this node was at the door."""
+
+
 class Engagement:
     """One node, one connection, one run."""
 
@@ -54,6 +58,7 @@ class Engagement:
         self._trims: dict[int, tuple[int, ...]] = {}
         self._batches: dict[tuple[int, int], Batch] = {}
         self._source: Source | None = None
+        self._over: m.Finished | None = None
         self.welcome: m.Welcome
         self.lane: Lane
 
@@ -61,11 +66,16 @@ class Engagement:
         """On the reader's thread: note a trim at once, for the lease that is being computed."""
         if isinstance(message, m.Trimmed):
             self._trims[message.lease] = message.keep
+        elif isinstance(message, m.Finished):
+            self._over = message
 
     # ---- greeting ----
 
     def greet(self) -> None:
-        """Hello, the whole state, the probe. Mismatch and Refused say why it ends here."""
+        """Hello, the whole state, the probe. Mismatch and Refused say why it ends here.
+
+        A run that ends meanwhile is what `next_lease` returns.
+        """
         self._uplink.start(self._urgent)
         offer = self._offer
         state = ModelState(offer.model)
@@ -85,6 +95,12 @@ class Engagement:
                 offer.wants_compression,
             )
         )
+        try:
+            self._settle_in()
+        except _OverError:
+            logger.info("the run ended while this node joined it")
+
+    def _settle_in(self) -> None:
         self.welcome = self._expect(m.Welcome)[0]
         self._settle(self.welcome)
         _, body = self._expect(m.Everything)
@@ -140,6 +156,8 @@ class Engagement:
             item = self._next()
             if isinstance(item[0], kind):
                 return item
+            if isinstance(item[0], m.Finished):
+                raise _OverError
             if self._keep(*item) is not None:
                 raise ProtocolError(
                     f"the coordinator sent {type(item[0]).__name__} where {kind.__name__} comes"
@@ -150,6 +168,8 @@ class Engagement:
     def next_lease(self) -> m.Granted | m.Finished:
         """Wait for the next lease, or the end; state and batches that come before it are put in place."""
         while True:
+            if self._over is not None:
+                return self._over
             message = self._keep(*self._next())
             if isinstance(message, m.Finished):
                 return message
@@ -163,13 +183,14 @@ class Engagement:
 
     def trim_of(self, lease: int) -> Sequence[int] | None:
         """What is left of a lease that is being computed; None: all of it."""
-        return () if self._uplink.lost.is_set() else self._trims.get(lease)
+        over = self._over is not None or self._uplink.lost.is_set()
+        return () if over else self._trims.get(lease)
 
     def deliver(self, granted: m.Granted, ready: SumReady) -> None:
         """Send a partial sum and take its body back."""
         partial = ready.partial
         present = partial.present.to_bytes((len(self.lane.gradients.parameters) + 7) // 8, "little")
-        num_bytes = partial.body.numel()
+        num_bytes = partial.buffer.body.numel()
         self._uplink.deliver(
             lambda transfer: m.Delivered(
                 granted.lease,
@@ -181,9 +202,9 @@ class Engagement:
                 present,
                 ready.leaves,
             ),
-            bytes_of(partial.body),
+            bytes_of(partial.buffer.body),
         )
-        self.lane.give_back(partial.body)
+        self.lane.give_back(partial.buffer)
 
     # ---- the inbox ----
 
@@ -205,6 +226,8 @@ class Engagement:
             self.lane.state_arrived()
         elif isinstance(message, m.Batch) and body is not None:
             self._batches[message.step, message.leaf] = frame.decode(body.to_tensor())
+        elif isinstance(message, m.SmallBatch):
+            self._batches[message.step, message.leaf] = frame.decode(message.frame)
         elif isinstance(message, m.Indices):
             self._load_later(message)
         elif isinstance(message, m.Told):

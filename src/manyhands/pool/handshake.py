@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from manyhands.errors import Mismatch, ProtocolError
+from manyhands.errors import Mismatch, ProtocolError, Unreachable
 from manyhands.fleet import messages as m
 from manyhands.fleet.session import Bulk, Session
 from manyhands.observe.text import clean_name
@@ -43,12 +43,12 @@ class Door:
 
     async def admit(self, peer: Peer, session: Session, said: AsyncIterator[Said]) -> Member:
         """The node behind `session`, ready for leases. Mismatch says why it is not let in."""
-        hello, _ = await anext(said)
+        hello = await _next(said)
         if not isinstance(hello, m.Hello):
             raise ProtocolError(f"a node's first message is Hello, not {type(hello).__name__}")
         self._check(hello)
         session.post(self._welcome(), self._everything(), *self._probe())
-        probed, _ = await anext(said)
+        probed = await _next(said)
         if not isinstance(probed, m.Probed):
             raise ProtocolError(f"a node answers the probe before {type(probed).__name__}")
         numeric_class = clean_name(numerics.class_name(dict(probed.facts), probed.digest))
@@ -122,11 +122,13 @@ class Door:
         transfer = self.transfers()
         return Bulk.of(m.Everything(transfer, layout.num_bytes), transfer, bytes_of(body))
 
-    def _probe(self) -> list[Bulk | m.Indices | m.Probe]:
-        items: list[Bulk | m.Indices | m.Probe] = []
+    def _probe(self) -> list[Bulk | m.SmallBatch | m.Indices | m.Probe]:
+        items: list[Bulk | m.SmallBatch | m.Indices | m.Probe] = []
         for number, leaf in enumerate(self.job.probe):
             if self.job.options.data == "local":
                 items.append(m.Indices(PROBE_STEP, number, 0, list(leaf.indices)))
+            elif len(leaf.frame) <= m.SMALL_BYTES:
+                items.append(m.SmallBatch(PROBE_STEP, number, leaf.frame))
             else:
                 transfer = self.transfers()
                 items.append(
@@ -147,3 +149,9 @@ class Door:
                 f"{', '.join(f'{k}={v}' for k, v in sorted(facts.items()))}), and the run is "
                 'numerics="strict"'
             )
+
+
+async def _next(said: AsyncIterator[Said]) -> m.FromNode:
+    async for message, _ in said:
+        return message
+    raise Unreachable("the node left at the door")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from manyhands.errors import UsageError
+from manyhands.errors import BadSample, UsageError
 from manyhands.pool.data import Feeder, Source, dataset_length
 from manyhands.pool.master import Master
 from manyhands.pool.options import PoolOptions, check_options
@@ -22,6 +22,7 @@ from manyhands.training import numerics
 from manyhands.training.buffers import Fold, batch_norms, check_leaf_size, mutated_since, snapshot
 from manyhands.training.objective import Objective
 from manyhands.training.optimizer import build_optimizer, build_scheduler
+from manyhands.training.scale import LossScale
 from manyhands.training.seeds import derive, generators
 from manyhands.training.state import ModelState
 from manyhands.training.step import Leaf, leaf_gradient
@@ -76,16 +77,17 @@ def prepare(
     )
     check_plan(plan)
     notes = [note] if (note := check_leaf_size(model, plan.leaf_samples)) else []
+    _check_last_batch(model, plan)
     state = ModelState(model, criterion)
     state.check_trainable()
     objective = Objective(criterion, options.weight)
     source = Source(dataset, options.collate_fn, options.seed)
     optim = build_optimizer(optimizer, state)
     schedule = build_scheduler(scheduler, optim)
-    leaves = _probe_leaves(plan, source, objective)
+    leaves = _probe_leaves(plan, source, objective, options.on_bad_sample == "quarantine")
     folds = _find_folds(state, objective, leaves, options)
     notes += [_first_note(name) for name, fold in folds.items() if fold is Fold.FIRST]
-    master = Master(state, optim, schedule, folds, options.clip_norm)
+    master = Master(state, optim, schedule, folds, options.clip_norm, LossScale.of(options.precision))
     seed = derive(options.seed, "probe")
     feeder = Feeder(
         plan,
@@ -98,15 +100,42 @@ def prepare(
     return Job(options, plan, state, objective, source, master, feeder, leaves, seed, own, tuple(notes))
 
 
+def _check_last_batch(model: nn.Module, plan: RunPlan) -> None:
+    """UsageError where batch normalisation would meet a last batch of one sample."""
+    alone = plan.num_samples % plan.batch_size == 1 and not plan.drop_last
+    if alone and batch_norms(model) and plan.num_steps >= plan.steps_per_epoch:
+        raise UsageError(
+            f"the last batch of an epoch would hold 1 of {plan.num_samples} samples, and {batch_norms(model)[0]} "
+            "normalises over the batch: give drop_last=True, or another batch_size"
+        )
+
+
 def _first_note(name: str) -> str:
     return f"buffer {name} changes while training and is no normalisation statistic: micro-batch 0's value is taken"
 
 
-def _probe_leaves(plan: RunPlan, source: Source, objective: Objective) -> tuple[ProbeLeaf, ...]:
+def _probe_leaves(
+    plan: RunPlan, source: Source, objective: Objective, quarantine: bool
+) -> tuple[ProbeLeaf, ...]:
     """The first leaf, and one of the shortest kind where leaves are not all of one size."""
+    bad: set[int] = set()
+    while True:
+        try:
+            return _load_probe(plan, source, objective, bad)
+        except BadSample as error:  # the feeder will meet it too, and the ledger hears of it then
+            if not quarantine or len(bad) + 1 >= plan.num_samples:
+                raise
+            bad.add(error.index)
+
+
+def _load_probe(
+    plan: RunPlan, source: Source, objective: Objective, without: set[int]
+) -> tuple[ProbeLeaf, ...]:
     order = plan.order(0)
-    first = plan.step(0, order).leaves
-    last = plan.step(plan.steps_per_epoch - 1, order).leaves
+    first = next(
+        cut for step in range(plan.steps_per_epoch) if (cut := plan.step(step, order, without).leaves)
+    )
+    last = plan.step(plan.steps_per_epoch - 1, order, without).leaves or first
     chosen = [first[0]] + ([last[-1]] if len(last[-1]) != len(first[0]) else [])
     leaves = []
     for indices in chosen:

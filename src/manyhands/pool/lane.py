@@ -25,7 +25,14 @@ from manyhands.pool.sums import StepSum
 from manyhands.tensors.memory import bytes_of
 from manyhands.training.batch import Batch
 from manyhands.training.buffers import Fold
-from manyhands.training.gradients import GradientLayout, Partial, collect, first_non_finite, is_finite
+from manyhands.training.gradients import (
+    GradientLayout,
+    Partial,
+    SumBuffer,
+    collect,
+    first_non_finite,
+    witness,
+)
 from manyhands.training.moving import MovingState
 from manyhands.training.objective import Objective
 from manyhands.training.seeds import seed_generators
@@ -40,7 +47,7 @@ class LeafReady(NamedTuple):
 
 
 class SumReady(NamedTuple):
-    """A subtree is complete; `partial`'s body must come back through ``Lane.give_back``."""
+    """A subtree is complete; `partial`'s buffer must come back through ``Lane.give_back``."""
 
     subtree: int
     partial: Partial
@@ -119,7 +126,9 @@ class Lane:
             )
             if isinstance(result, LeafBroken):
                 yield result
-                return
+                wanted = _without(leaf, wanted, granted)
+                yield from self._finished(wanted, granted, done)
+                continue
             loss, seconds, partial = result
             done[leaf] = LeafDone(leaf, loss, seconds)
             self._sums.take(tree.leaf_number(leaf, granted.depth), partial)
@@ -145,10 +154,10 @@ class Lane:
             self.state, self.objective, batch, leaf, run_seed=self.spec.seed, precision=self.spec.precision
         )
         partial = self.sum_of(result.gradients, leaf.weight / leaf.scale)
-        if not (_is_number(result.loss) and is_finite(self.gradients, partial)):
+        if not (_is_number(result.loss) and witness(partial) is not None):
             where = first_non_finite(self.gradients, partial) or "the loss"
-            broken = LeafBroken(leaf.number, zlib.crc32(bytes_of(partial.body)), where)
-            self.give_back(partial.body)
+            broken = LeafBroken(leaf.number, zlib.crc32(bytes_of(partial.buffer.body)), where)
+            self.give_back(partial.buffer)
             return broken
         return result.loss, self._clock.monotonic() - started, partial
 
@@ -164,16 +173,25 @@ class Lane:
         """
         by_name = dict(zip(self.state.trainable, gradients, strict=True))
         ordered = [by_name[name] for name in self.gradients.parameters]
-        return collect(self.gradients, ordered, factor, self.state.buffers, self._sums.body())
+        return collect(self.gradients, ordered, factor, self.state.buffers, self._sums.buffer())
 
-    def give_back(self, body: Tensor) -> None:
-        """A delivered sum's body, to be used again."""
-        self._sums.give_back(body)
+    def give_back(self, buffer: SumBuffer) -> None:
+        """A delivered sum's buffer, to be used again."""
+        self._sums.give_back(buffer)
 
 
 def _leaves(granted: Granted, wanted: list[int]) -> list[int]:
     spans = [tree.span(subtree, granted.depth) for subtree in wanted]
     return [leaf for span in spans for leaf in span if leaf < granted.num_leaves]
+
+
+def _without(leaf: int, wanted: list[int], granted: Granted) -> list[int]:
+    """The maximal aligned subtrees of what is left: no sum of this node's may hold the broken leaf."""
+    left = 0
+    for subtree in wanted:
+        left |= tree.mask(subtree, granted.depth)
+    left &= ((1 << granted.num_leaves) - 1) & ~(1 << leaf)
+    return list(tree.cover_mask(left, granted.depth, granted.num_leaves))
 
 
 def _inside_any(subtree: int, uppers: Sequence[int]) -> bool:

@@ -11,6 +11,7 @@ import os
 import random
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from manyhands.clock import Clock, SystemClock
-from manyhands.errors import RunFailed, Unreachable, UsageError
+from manyhands.errors import ManyhandsError, RunFailed, Unreachable, UsageError
 from manyhands.fleet import messages as m
 from manyhands.fleet import tree
-from manyhands.fleet.uplink import Uplink
+from manyhands.fleet.uplink import Stream, Uplink
 from manyhands.pool.engagement import Engagement, Offer
 from manyhands.pool.lane import LeafBroken, LeafReady, SumReady
 from manyhands.pool.meter import LeaseMeter
@@ -32,7 +33,7 @@ from manyhands.training.device import pick_device
 from manyhands.wire.address import parse_address
 from manyhands.wire.backoff import delays
 from manyhands.wire.dialer import Connection, dial
-from manyhands.wire.known import find_invite
+from manyhands.wire.known import find_invite, read_invite
 from manyhands.wire.nodekey import NodeKey
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ class TrainingNode:
                 done = [output.done]
             elif isinstance(output, SumReady):
                 engagement.deliver(granted, output)
-                self._meter.delivered(output.partial.body.numel())
+                self._meter.delivered(output.partial.buffer.body.numel())
                 done = output.leaves[-1:]
             else:
                 uplink.send(_not_finite(granted, output))
@@ -172,8 +173,8 @@ class TrainingNode:
             reason = f"{type(error).__name__}: {error}"[:500]
             self._require_uplink().send(m.HandedBack(granted.lease, reason), m.Leaving(reason))
             self._require_uplink().finish()
-        except Unreachable:
-            logger.debug("the coordinator is gone; it takes the lease back by itself")
+        except ManyhandsError:
+            logger.debug("the stream has ended; the coordinator takes the lease back by itself")
 
     def _ended(self, finished: m.Finished) -> bool:
         if finished.retry:
@@ -188,7 +189,11 @@ class TrainingNode:
 
     def connect(self) -> TrainingNode:
         """Join the run for a loop of the caller's own; returns self."""
-        self._connect(manual=True)
+        try:
+            self._connect(manual=True)
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def get_batch(self) -> Any:
@@ -200,6 +205,11 @@ class TrainingNode:
         """
         engagement = self._require_engagement()
         self._meter.start()
+        while (
+            self._leases
+        ):  # a node holds one lease: what the loop skipped goes to another node, or comes again
+            _, skipped = self._leases.popitem()
+            self._require_uplink().send(m.HandedBack(skipped.lease, "the node's own loop asked for another"))
         granted = engagement.next_lease()
         if isinstance(granted, m.Finished):
             if not granted.ok:
@@ -221,24 +231,28 @@ class TrainingNode:
         that is not leased, or for other names or shapes. Returns figures with ``collect_metrics``, else None.
         """
         engagement = self._require_engagement()
-        granted = self._leases.pop(batch_id, None)
+        granted = self._leases.get(batch_id)
         if granted is None:
             raise UsageError(
                 f"batch {batch_id} is not leased to this node: it was sent before, or get_batch gave "
                 "another id"
             )
         ordered = _in_order(gradients, dict(engagement.lane.state.parameters))
+        del self._leases[batch_id]  # only now: after a UsageError the caller may try again
         leaf, weight = granted.weights[0]
         partial = engagement.lane.sum_of(ordered, weight)
         done = m.LeafDone(leaf, None, self._meter.seconds_since_start())
         engagement.deliver(granted, SumReady(granted.subtrees[0], partial, [done]))
-        self._meter.delivered(partial.body.numel())
+        self._meter.delivered(partial.buffer.body.numel())
         return self._meter.lap(self._require_uplink()) if self._collect_metrics else None
 
     def close(self) -> None:
         """Leave the run; a lease that is held goes to another node."""
-        if self._uplink is not None and not self._uplink.lost.is_set() and self._leases:
-            self._uplink.send(m.Leaving("the node's own loop closed"))
+        if self._uplink is not None and not self._uplink.lost.is_set():
+            with suppress(ManyhandsError):  # a stream that has ended meanwhile needs no goodbye
+                self._uplink.send(m.Leaving("the node's own loop closed"))
+                self._uplink.finish()  # what was sent before still goes out
+        self._leases.clear()
         self._disconnect()
         if self._key is not None:
             self._key.release()
@@ -269,28 +283,37 @@ class TrainingNode:
         )
         self._connection = self._dial()
         limit = _body_limit(self.model)
-        self._uplink = Uplink(self._connection.stream(), max_body_bytes=limit)
+        self._uplink = Uplink(self._open_stream(self._connection), max_body_bytes=limit)
         self._engagement = Engagement(offer, self._uplink)
         self._engagement.greet()
         self._meter.start()
 
     def _dial(self) -> Connection:
         settings = load()
+        timeout = settings.network.timeout
+        if isinstance(self._address, str) and self._address.strip().startswith(("mh://", "@")):
+            return dial(read_invite(self._address), key=self._claim_key(), timeout_seconds=timeout)
         host, port = (
             parse_address(self._address, DEFAULT_ADDRESS[1])
             if isinstance(self._address, str)
             else self._address
         )
-        timeout = settings.network.timeout
         if not self._secure:
             return dial((host, port), secure=False, timeout_seconds=timeout)
         given = settings.invite.get_secret_value() if settings.invite else None
         invite = find_invite(self._invite, given, state_dir(), port)
         if tuple(self._address) != DEFAULT_ADDRESS or (self._invite is None and given is None):
             invite = invite.with_address(host, port)
+        return dial(invite, key=self._claim_key(), timeout_seconds=timeout)
+
+    def _claim_key(self) -> NodeKey:
         if self._key is None:
             self._key = NodeKey.claim(Path(state_dir()) / "keys")
-        return dial(invite, key=self._key, timeout_seconds=timeout)
+        return self._key
+
+    def _open_stream(self, connection: Connection) -> Stream:
+        """The stream to the coordinator; a test's node puts one that fails on purpose in its place."""
+        return connection.stream()
 
     def _disconnect(self) -> None:
         if self._engagement is not None and hasattr(self._engagement, "lane"):
@@ -343,6 +366,12 @@ def _in_order(
             )
         rows = [(name, p, g) for (name, p), g in zip(expected, gradients, strict=True) if p.requires_grad]
     for name, parameter, gradient in rows:
+        if gradient is not None and not isinstance(gradient, Tensor):
+            raise UsageError(f"the gradient of {name} is a {type(gradient).__name__}, not a tensor or None")
+        if gradient is not None and gradient.layout is not torch.strided:
+            raise UsageError(
+                f"the gradient of {name} is sparse, which is not summed exactly: give a dense one"
+            )
         if gradient is not None and gradient.shape != parameter.shape:
             raise UsageError(
                 f"the gradient of {name} is {tuple(gradient.shape)}, the parameter {tuple(parameter.shape)}"

@@ -62,6 +62,11 @@ def check_options(options: PoolOptions) -> None:
             raise UsageError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
     if options.compression is not None:
         raise UsageError(f"compression={options.compression!r} is not built yet: leave it None")
+    if options.data == "local" and options.collate_fn is not None:
+        raise UsageError(
+            'collate_fn does not reach nodes that read their own data: with data="local" leave it None, and do its '
+            "work in the dataset"
+        )
     check_precision(options.precision)
     if not 0.0 <= options.verify <= 1.0:
         raise UsageError(f"verify={options.verify} must be a share of the leases, from 0.0 to 1.0")

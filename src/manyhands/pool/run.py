@@ -112,7 +112,7 @@ class Run:
                 return
             if self._saving is not None:
                 await self._saving
-            loss = coordinator.commit(data)
+            loss = await coordinator.commit(data)
             self._after_step(data.plan.step, data.plan.epoch, loss, data.plan.num_samples)
             if await self._after_epoch(data.plan.step, data.plan.epoch):
                 return
@@ -200,7 +200,8 @@ class Run:
     async def _end(self, ending: m.Finished) -> None:
         """Save what is committed, say goodbye, close; an error while saving is raised last."""
         try:
-            await self._save_now()
+            if not self.coordinator.is_torn:
+                await self._save_now()
         finally:
             await self.coordinator.dismiss(ending)
             await self.listener.stop(0.5)

@@ -101,6 +101,7 @@ class Saver:
         _check_same(job, found.manifest)
         loaded = checkpoint.load(found)
         tensors = job.state.tensors()
+        _check_tensors(tensors, loaded.tensors)
         with torch.no_grad():
             for name, value in loaded.tensors.items():
                 tensors[name].copy_(value)
@@ -151,6 +152,21 @@ def _plan(job: Job) -> dict[str, Any]:
         "join_tail",
     )
     return {name: getattr(plan, name) for name in names} | {"precision": job.options.precision}
+
+
+def _check_tensors(mine: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]) -> None:
+    """UsageError naming the first tensor in which the checkpoint is of another model."""
+    odd = sorted(set(mine) ^ set(saved))
+    if odd:
+        where = "the checkpoint" if odd[0] in saved else "the model"
+        raise UsageError(f"the checkpoint is of another model: {odd[0]} is only in {where}")
+    for name, tensor in mine.items():
+        here, there = (tuple(t.shape) for t in (tensor, saved[name]))
+        if here != there or tensor.dtype != saved[name].dtype:
+            raise UsageError(
+                f"the checkpoint is of another model: {name} is {tensor.dtype} {here} here and "
+                f"{saved[name].dtype} {there} there"
+            )
 
 
 def _check_same(job: Job, manifest: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 import threading
@@ -138,6 +139,7 @@ class CentralServer:
         self._run: Run | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._invite: Invite | None = None
+        self._stop_asked = False
         self._outcome: Report | BaseException | None = None
 
     # ---- life ----
@@ -185,8 +187,10 @@ class CentralServer:
 
     def stop(self) -> None:
         """Drain: save what is committed and let the nodes go. Returns at once; callable from any thread."""
+        self._stop_asked = True
         if self._loop is not None and self._run is not None and not self._over.is_set():
-            self._loop.call_soon_threadsafe(self._run.stop)
+            with contextlib.suppress(RuntimeError):  # the loop of a run that ended this moment
+                self._loop.call_soon_threadsafe(self._run.stop)
 
     # ---- views ----
 
@@ -216,7 +220,7 @@ class CentralServer:
                 "nodes": [],
                 "ledger": {},
             }
-        if self._over.is_set():
+        if self._over.is_set() or threading.current_thread() is self._thread:
             return owner.status(self._run)
 
         async def ask(run: Run) -> dict[str, Any]:
@@ -240,19 +244,25 @@ class CentralServer:
         saver, found = Saver.open(self.checkpoint_dir, self.resume, self._clock)
         gate = Gate(saver.path / "gate", self._clock)
         known: KnownFile | None = None
+        listener: Listener | None = None
         try:
             step, tally = saver.restore(job, found) if found is not None else (0, Tally())
             job.master.moving.attach()
             job.feeder.start()
             coordinator = Coordinator(job, saver, saver.journal.begin_incarnation(), step, tally, self._clock)
             gate.open()
+            hooks = self._hooks()
             listener = await self._listen(gate, coordinator, saver)
-            run = Run(job, saver, coordinator, listener, gate, self._hooks(), self._clock)
+            run = Run(job, saver, coordinator, listener, gate, hooks, self._clock)
+            if self._stop_asked:
+                run.stop()
             self._run = run
             known = self._announce(run, saver)
             self._up.set()
             return await run.main()
         finally:
+            if listener is not None:
+                await listener.stop(0.0)
             job.feeder.close()
             job.master.moving.detach()
             if known is not None:

@@ -2,17 +2,18 @@
 there.
 
 Holds tensors for the lease machine, which decides what is taken: its ``covered`` set and these bodies are
-always the same subtrees. At most one body per outstanding subtree is alive, and freed bodies are used again.
+always the same subtrees. At most one buffer per outstanding subtree is alive, and freed ones are used again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor
-
 from manyhands.fleet import tree
-from manyhands.training.gradients import GradientLayout, Partial, combine
+from manyhands.training.gradients import GradientLayout, Partial, SumBuffer, combine
+
+MOST_FREE = 4
+"""Buffers kept for the next step; more are alive only while a step needs them."""
 
 
 class StepSum:
@@ -20,7 +21,7 @@ class StepSum:
 
     def __init__(self, layout: GradientLayout) -> None:
         self._layout = layout
-        self._free: list[Tensor] = []
+        self._free: list[SumBuffer] = []
         self._sums: dict[int, Partial] = {}
         self._depth = 0
         self._num_leaves = 0
@@ -30,14 +31,14 @@ class StepSum:
         self.drop(list(self._sums))
         self._depth, self._num_leaves = tree.depth_of(num_leaves), num_leaves
 
-    def body(self) -> Tensor:
-        """A body to receive a partial sum into; it comes back through `take` or `give_back`."""
+    def buffer(self) -> SumBuffer:
+        """A buffer to receive a partial sum into; it comes back through `take` or `give_back`."""
         return self._free.pop() if self._free else self._layout.allocate()
 
-    def give_back(self, body: Tensor) -> None:
-        """A body that is not needed after all."""
-        if len(self._free) < 4:
-            self._free.append(body)
+    def give_back(self, buffer: SumBuffer) -> None:
+        """A buffer that is not needed any more."""
+        if len(self._free) < MOST_FREE:
+            self._free.append(buffer)
 
     def take(self, subtree: int, partial: Partial, replaces: Iterable[int] = ()) -> None:
         """Store the sum of `subtree` in place of `replaces`, then merge upward."""
@@ -50,14 +51,14 @@ class StepSum:
                     break
                 left, right = (neighbour, partial) if other < subtree else (partial, neighbour)
                 partial = combine(self._layout, left, right)
-                self.give_back(right.body)
+                self.give_back(right.buffer)
             subtree = tree.parent(subtree)
         self._sums[subtree] = partial
 
     def drop(self, subtrees: Iterable[int]) -> None:
         """Forget partial sums that a larger one replaces."""
         for subtree in subtrees:
-            self.give_back(self._sums.pop(subtree).body)
+            self.give_back(self._sums.pop(subtree).buffer)
 
     def holder(self, subtree: int) -> int | None:
         """The stored subtree that contains all of `subtree`: itself or an ancestor."""
@@ -68,5 +69,5 @@ class StepSum:
         return None
 
     def pop(self, subtree: int = 1) -> Partial:
-        """A finished sum, by default the root's; its body must come back through `give_back`."""
+        """A finished sum, by default the root's; its buffer must come back through `give_back`."""
         return self._sums.pop(subtree)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from manyhands.pool.data import Source
 from manyhands.training.batch import forward, size_of, targets_of, to_device
 from manyhands.training.objective import Objective
+from manyhands.training.seeds import derive, generators
 from manyhands.training.step import evaluating
 
 
@@ -33,10 +34,10 @@ def validate(model: nn.Module, objective: Objective, source: Source, batch_size:
         for start in range(0, size, batch_size):
             batch = to_device(source.load(0, range(start, min(start + batch_size, size))), device)
             w = objective.weigh(batch)
-            if w:
-                total += float(objective.loss(model, batch)) * w
-                weight += w
-            hits = _hits(model, batch)
+            with generators(derive(source.seed, "validation", start)):
+                loss = float(objective.loss(model, batch)) if w else 0.0
+                hits = _hits(model, batch)
+            total, weight = total + loss * w, weight + w
             if hits is not None:
                 correct, counted = correct + hits, counted + size_of(batch)
     divisor = 1.0 if objective.is_sum else weight

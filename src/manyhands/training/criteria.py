@@ -38,6 +38,8 @@ def describe(criterion: Any) -> str | None:
             options[name] = {"shape": list(value.shape)}
         elif isinstance(value, bool | int | float | str) and name not in ("size_average", "reduce"):
             options[name] = value
+        elif callable(value):  # code of the user's, which text cannot hold
+            return json.dumps({"callable": kind.__name__})
     return json.dumps({"loss": kind.__name__, "options": options}, sort_keys=True)
 
 

@@ -19,6 +19,8 @@ of who computed it.
 
 from __future__ import annotations
 
+import cmath
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -40,9 +42,16 @@ class Region(NamedTuple):
     start: int
     stop: int
 
-    def of(self, body: Tensor) -> Tensor:
-        """The part of `body` that is this region, as a flat tensor of its dtype."""
-        return body[self.start : self.stop].view(self.dtype)
+
+class SumBuffer(NamedTuple):
+    """Memory for one partial sum: the body (uint8, aligned), its tensors, and its regions as flat tensors.
+
+    Made once and used again, so that the views are not made for every leaf.
+    """
+
+    body: Tensor
+    views: list[Tensor]
+    regions: list[tuple[Region, Tensor]]
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -83,11 +92,11 @@ class GradientLayout:
         parameters = tuple(name for name, _, fold, _ in rows if fold is None)
         return cls(layout, parameters, dict(folds), _regions(layout, dict(folds)))
 
-    def allocate(self) -> Tensor:
-        """An aligned body (uint8) of zeros; padding must stay zero, since whole regions are added and
-        checked.
-        """
-        return self.layout.allocate().zero_()
+    def allocate(self) -> SumBuffer:
+        """A buffer of zeros; its padding must stay zero, since whole regions are added and checked."""
+        body = self.layout.allocate().zero_()
+        regions = [(region, body[region.start : region.stop].view(region.dtype)) for region in self.regions]
+        return SumBuffer(body, self.layout.views(body), regions)
 
 
 def _regions(layout: Layout, folds: Mapping[str, Fold]) -> tuple[Region, ...]:
@@ -107,68 +116,72 @@ def _regions(layout: Layout, folds: Mapping[str, Fold]) -> tuple[Region, ...]:
 class Partial:
     """One partial sum: a body, and which parameters have a gradient in it (bit i: ``parameters[i]``)."""
 
-    body: Tensor
+    buffer: SumBuffer
     present: int
 
 
 def combine(layout: GradientLayout, left: Partial, right: Partial) -> Partial:
-    """The sum of two neighbouring subtrees, in `left`'s body; `right` may be reused afterwards.
+    """The sum of two neighbouring subtrees, in `left`'s buffer; `right`'s may be reused afterwards.
 
     ProtocolError where buffers that must agree do not.
     """
-    if left.present == right.present == layout.everyone:
-        for region in layout.regions:
-            if region.fold is None:
-                region.of(left.body).add_(region.of(right.body))
-    else:
+    is_dense = left.present == right.present == layout.everyone
+    if not is_dense:
         _combine_sparse(layout, left, right)
-    for region in layout.regions:
-        if region.fold is Fold.MEAN:
-            region.of(left.body).add_(region.of(right.body))
-        elif region.fold is Fold.AGREE and not torch.equal(region.of(left.body), region.of(right.body)):
+    for (region, mine), (_, theirs) in zip(left.buffer.regions, right.buffer.regions, strict=True):
+        if region.fold is Fold.MEAN or (region.fold is None and is_dense):
+            mine.add_(theirs)
+        elif region.fold is Fold.AGREE and not torch.equal(mine, theirs):
             raise ProtocolError(_disagreement(layout, left, right))
-    return Partial(left.body, left.present | right.present)
+    return Partial(left.buffer, left.present | right.present)
 
 
 def _combine_sparse(layout: GradientLayout, left: Partial, right: Partial) -> None:
-    mine, theirs = layout.layout.views(left.body), layout.layout.views(right.body)
     for index in range(len(layout.parameters)):
         bit = 1 << index
         if right.present & bit:
+            mine, theirs = left.buffer.views[index], right.buffer.views[index]
             if left.present & bit:
-                mine[index].add_(theirs[index])
+                mine.add_(theirs)
             else:
-                mine[index].copy_(theirs[index])
+                mine.copy_(theirs)
 
 
 def _disagreement(layout: GradientLayout, left: Partial, right: Partial) -> str:
-    views = zip(
-        layout.layout.specs, layout.layout.views(left.body), layout.layout.views(right.body), strict=True
+    triples = zip(layout.layout.specs, left.buffer.views, right.buffer.views, strict=True)
+    name, mine, theirs = next(
+        (spec.name, mine, theirs)
+        for spec, mine, theirs in triples
+        if layout.folds.get(spec.name) is Fold.AGREE and not torch.equal(mine, theirs)
     )
-    for spec, mine, theirs in views:
-        if layout.folds.get(spec.name) is Fold.AGREE and not torch.equal(mine, theirs):
-            return (
-                f"buffer {spec.name} must be equal in every micro-batch of a step, and is {mine.tolist()} "
-                "in one and "
-                f"{theirs.tolist()} in another: make it depend on the step alone, or make it floating"
-            )
-    return "two micro-batches disagree on a buffer"
+    return (
+        f"buffer {name} must be equal in every micro-batch of a step, and is {mine.tolist()} in one and "
+        f"{theirs.tolist()} in another: make it depend on the step alone, or make it floating"
+    )
 
 
-def is_finite(layout: GradientLayout, partial: Partial) -> bool:
-    """Whether every sum is finite. A sum is a quick witness; only an infinite one is looked at closely."""
-    for region in layout.regions:
-        values = region.of(partial.body)
-        if not (region.dtype.is_floating_point or region.dtype.is_complex) or not values.numel():
+def witness(partial: Partial) -> int | None:
+    """A number that stands for a partial sum's bits, or None where one of its values is not finite.
+
+    Made from the sum of each region, which is one pass over memory: equal sums give equal witnesses, and an honest
+    machine's different sum all but never does. Against a forger it is no proof. Only where a region's own sum
+    overflows is every value looked at.
+    """
+    number = partial.present & 0xFFFFFFFF
+    for region, values in partial.buffer.regions:
+        if not values.numel():
             continue
-        if not (bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())):
-            return False
-    return True
+        total = values.sum().item()
+        is_real = region.dtype.is_floating_point or region.dtype.is_complex
+        if is_real and not cmath.isfinite(total) and not bool(torch.isfinite(values).all()):
+            return None
+        number = zlib.crc32(repr(total).encode(), number)
+    return number
 
 
 def first_non_finite(layout: GradientLayout, partial: Partial) -> str | None:
     """The first tensor that holds a NaN or an infinity."""
-    for spec, view in zip(layout.layout.specs, layout.layout.views(partial.body), strict=True):
+    for spec, view in zip(layout.layout.specs, partial.buffer.views, strict=True):
         if (spec.dtype.is_floating_point or spec.dtype.is_complex) and not bool(torch.isfinite(view).all()):
             return spec.name
     return None
@@ -179,23 +192,24 @@ def collect(
     gradients: Sequence[Tensor | None],
     factor: float,
     buffers: Mapping[str, Tensor],
-    body: Tensor,
+    buffer: SumBuffer,
 ) -> Partial:
     """``factor * gradient`` of each parameter (in the layout's order) and the leaf's buffers, written into
     `body`.
     """
-    views = layout.layout.views(body)
-    present = 0
+    views, present = buffer.views, 0
+    dense: list[tuple[Tensor, Tensor]] = []
     for index, gradient in enumerate(gradients):
         if gradient is None:
-            views[index].zero_()  # the body is reused, and whole regions are checked
-            continue
-        view = views[index]
-        if gradient.dtype == view.dtype and gradient.device == view.device:
-            torch.mul(gradient, factor, out=view)
+            views[index].zero_()  # the buffer is reused, and whole regions are checked
         else:
-            view.copy_(gradient.to(view.dtype).mul_(factor))
-        present |= 1 << index
+            dense.append((views[index], gradient))
+            present |= 1 << index
+    if dense:
+        torch._foreach_copy_([view for view, _ in dense], [gradient for _, gradient in dense])
+    for region, values in buffer.regions:
+        if region.fold is None and factor != 1.0:
+            values.mul_(factor)
     for spec, view in zip(layout.layout.specs[len(gradients) :], views[len(gradients) :], strict=True):
         view.copy_(buffers[spec.name])
-    return Partial(body, present)
+    return Partial(buffer, present)

@@ -22,32 +22,33 @@ class MovingState:
         self.state = state
         self.layout: Layout = state.layout(state.moving(mutated))
         self.body: Tensor = self.layout.allocate().zero_()
-        self._attached = False
+        self.is_attached = False
+        """Whether the model's tensors are views of the body now."""
 
     def attach(self) -> None:
         """Make the model's tensors views of the body, with the values they have (dense CPU tensors only)."""
         self.state.read(self.layout, self.body)
         tensors = self.state.tensors()
         mine = [tensors[spec.name] for spec in self.layout.specs]
-        self._attached = all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in mine)
-        if self._attached:
+        self.is_attached = all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in mine)
+        if self.is_attached:
             for tensor, view in zip(mine, self.layout.views(self.body), strict=True):
                 tensor.data = view
 
     def detach(self) -> None:
         """Give the model's tensors storage of their own."""
-        if self._attached:
+        if self.is_attached:
             tensors = self.state.tensors()
             for spec in self.layout.specs:
                 tensors[spec.name].data = tensors[spec.name].data.clone()
-            self._attached = False
+            self.is_attached = False
 
     def to_body(self) -> None:
         """After the model changed: bring the body up to date."""
-        if not self._attached:
+        if not self.is_attached:
             self.state.read(self.layout, self.body)
 
     def to_model(self) -> None:
         """After the body changed: bring the model up to date."""
-        if not self._attached:
+        if not self.is_attached:
             self.state.write(self.layout, self.body)

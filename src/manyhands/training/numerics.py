@@ -63,14 +63,14 @@ def probe(
     """
     _probe_weights(state, layout, seed)
     digest = hashlib.sha256()
-    body = layout.allocate()
+    buffer = layout.allocate()
     for number, (batch, weight) in enumerate(batches):
         result = leaf_gradient(
             state, objective, batch, Leaf(0, number, weight), run_seed=seed, precision=precision
         )
         by_name = dict(zip(state.trainable, result.gradients, strict=True))
-        collect(layout, [by_name[name] for name in layout.parameters], weight, state.buffers, body)
-        digest.update(bytes_of(body))
+        collect(layout, [by_name[name] for name in layout.parameters], weight, state.buffers, buffer)
+        digest.update(bytes_of(buffer.body))
     denormals = torch.full((64,), 1e-40) * torch.linspace(0.5, 1.0, 64)
     digest.update(bytes_of(denormals))
     return digest.hexdigest()

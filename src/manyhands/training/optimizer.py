@@ -78,6 +78,29 @@ def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
     return {"class": type(optimizer).__qualname__, "groups": options}
 
 
+_APART = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+)
+
+
+def updates_apart(optimizer: Optimizer) -> bool:
+    """Whether stepping over some parameters and then over the others is one step over all, to the bit.
+
+    So it is for torch's elementwise optimizers, which keep a step count per parameter and pass over those without a
+    gradient; not for subclasses of theirs, nor where a hook counts the calls.
+    """
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    return type(optimizer) in _APART and not any(hooks)
+
+
 def clip(gradients: Sequence[Tensor], max_norm: float | None) -> float | None:
     """Scale `gradients` in place so that their global 2-norm is at most `max_norm`; returns the norm before.
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+OWNER = threading.RLock()
+"""Held from seeding the process's generators to the last number drawn from them."""
 
 
 def derive(run_seed: int, purpose: str, *numbers: int) -> int:
@@ -26,22 +30,31 @@ def derive(run_seed: int, purpose: str, *numbers: int) -> int:
 
 def seed_generators(seed: int) -> None:
     """Set torch's (every device's), numpy's and Python's global generators."""
-    torch.manual_seed(seed)
+    # torch.manual_seed formats a stack trace per call where CUDA is not initialised: 0.7 ms a leaf.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     random.seed(seed)
 
 
 @contextmanager
 def generators(seed: int) -> Iterator[None]:
-    """Run a block with the global CPU generators set from `seed`, and put them back after."""
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    seed_generators(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])
+    """Run a block with the global CPU generators set from `seed`, and put them back after.
+
+    One thread of a process at a time: a feeder, a validation and a node beside them draw from the same generators.
+    """
+    with OWNER:
+        before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+        seed_generators(seed)
+        try:
+            yield
+        finally:
+            torch.set_rng_state(before[0])
+            np.random.set_state(before[1])
+            random.setstate(before[2])
 
 
 def epoch_order(run_seed: int, epoch: int, num_samples: int, *, shuffle: bool) -> list[int]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from manyhands.errors import UsageError
 from manyhands.training.batch import Batch, to_device
 from manyhands.training.objective import Objective
-from manyhands.training.seeds import derive, seed_generators
+from manyhands.training.seeds import OWNER, derive, seed_generators
 from manyhands.training.state import ModelState
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -69,18 +69,20 @@ def leaf_gradient(
     are None after.
     """
     device = next(iter(state.trainable.values())).device
-    state.model.train()
-    if isinstance(state.criterion, torch.nn.Module):
-        state.criterion.train()
+    if not state.model.training:
+        state.model.train()
     parameters = list(state.trainable.values())
     for parameter in parameters:
         parameter.grad = None
-    seed_generators(leaf_seed(run_seed, leaf.step, leaf.number))
-    with autocast(device, precision):
-        loss = objective.loss(state.model, to_device(batch, device))
-    if leaf.weight == 0.0:
-        return LeafGradient(0.0, [None] * len(parameters))
-    (loss * leaf.scale if leaf.scale != 1.0 else loss).backward()  # type: ignore[no-untyped-call]
+    with OWNER:
+        seed_generators(leaf_seed(run_seed, leaf.step, leaf.number))
+        with autocast(device, precision):
+            loss = objective.loss(state.model, to_device(batch, device))
+        if leaf.weight == 0.0:
+            return LeafGradient(0.0, [None] * len(parameters))
+        if not loss.requires_grad:  # no parameter had a part in it
+            return LeafGradient(float(loss), [None] * len(parameters))
+        (loss * leaf.scale if leaf.scale != 1.0 else loss).backward()  # type: ignore[no-untyped-call]
     gradients = [_dense(parameter) for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None

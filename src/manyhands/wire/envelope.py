@@ -7,8 +7,9 @@
       u16    u8       u8=0   u32            u32       u32    u64
 
 Little-endian. `transfer` is 0 where there is no payload; `offset` is the payload's place in the transfer's
-body. The crc32 covers control and payload, and starts from the numbers before them, so that a flipped bit
-anywhere is noticed. Bytes in, values out: no stream, no meaning of the control part.
+body. The crc32 covers the control part and starts from the header's numbers and the payload's length: what
+steers the parser is checked. The payload's bits are TLS's to authenticate, each record of it; a crc of our own
+took as long as the encryption did (3 GB/s here). Bytes in, values out: no stream, no meaning of the control part.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ def pack(
         )
     if problem := _problem(transfer, offset, payload_bytes):
         raise UsageError(problem)
-    crc = crc32(control, _start(control_bytes, transfer, offset))
+    crc = crc32(control, _start(control_bytes, transfer, offset, payload_bytes))
     if not transfer:
         return _HEADER.pack(MAGIC, VERSION, 0, control_bytes, 0, crc, 0) + control
-    header = _HEADER.pack(MAGIC, VERSION, 0, control_bytes, transfer, crc32(payload, crc), offset)
+    header = _HEADER.pack(MAGIC, VERSION, 0, control_bytes, transfer, crc, offset)
     return b"".join((header, control, payload))
 
 
@@ -85,16 +86,16 @@ def unpack(data: bytes) -> Envelope:
             f"{MAX_CONTROL_BYTES} and a payload of {MAX_PAYLOAD_BYTES} are allowed"
         )
     view = memoryview(data)
-    if (actual := crc32(view[HEADER_BYTES:], _start(control_bytes, transfer, offset))) != crc:
+    if (actual := crc32(view[HEADER_BYTES:end], _start(control_bytes, transfer, offset, size - end))) != crc:
         raise ProtocolError(f"a message's crc32 is {actual:#010x} where its header says {crc:#010x}")
     if problem := _problem(transfer, offset, size - end):
         raise ProtocolError(problem)
     return Envelope(view[HEADER_BYTES:end], transfer, offset, view[end:])
 
 
-def _start(control_bytes: int, transfer: int, offset: int) -> int:
-    """What the crc32 starts from: each bit of the header's numbers counts."""
-    return control_bytes ^ transfer ^ (offset & _U32) ^ (offset >> 32)
+def _start(control_bytes: int, transfer: int, offset: int, payload_bytes: int) -> int:
+    """What the crc32 starts from: each bit of the header's numbers counts, and the payload's length."""
+    return control_bytes ^ transfer ^ (offset & _U32) ^ (offset >> 32) ^ (payload_bytes << 9 & _U32)
 
 
 def _problem(transfer: int, offset: int, payload_bytes: int) -> str | None:

@@ -55,9 +55,10 @@ class Listener:
     """A gRPC server for bytes, guarded by `gate`.
 
     `on_stream` serves one live stream a key: when it returns, the stream ends well; it is cancelled when
-    the peer's connection breaks, when the same key opens a newer stream (which is served when the older
-    handler has ended), and when its invite is revoked or its key banned. `on_ask` answers one short question. An error of ours that either raises reaches the
-    peer as the same class with the same sentence; any other is logged here and is a `RunFailed` there.
+    the peer's connection breaks, when the same key opens a newer stream (served once the older handler has
+    ended), and when its invite is revoked or its key banned. `on_ask` answers one short question. An error
+    of ours that either raises reaches the peer as the same class with the same sentence; any other is
+    logged here and is a `RunFailed` there.
 
     `host=None` means all interfaces when secure and loopback when not; `port=0` picks a free one;
     `advertise` (`"host"` or `"host:port"`) is the address for invites where it is not the bound one.
@@ -212,9 +213,7 @@ class Listener:
 
     async def _identify(self, context: _Context) -> Peer:
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._judges, self._guard.identify, context
-            )
+            return await self._ask_table(lambda: self._guard.identify(context))
         except ManyhandsError as error:
             _LOG.info("refused a peer at %s: %s", context.peer(), error)
             await _abort(context, error)

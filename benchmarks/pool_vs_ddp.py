@@ -1,0 +1,70 @@
+"""A model of 10M parameters: seconds a step of a pool of two nodes against DDP over Gloo.
+
+Each process computes for about 100 ms, and 42 MB go each way to and from each node: what counts is processor
+time a byte, and what overlaps. Run: ``python benchmarks/pool_vs_ddp.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from common.lines import report
+from common.sides import compare
+from common.task import Task
+
+WIDTHS = (512, 2048, 2048, 2048, 256, 10)
+ROWS_STEP = 8
+
+
+def rows_for(milliseconds: float) -> int:
+    """How many rows a leaf needs to compute that long, in one thread on this machine."""
+    task = Task(WIDTHS, ROWS_STEP, 1)
+    model = task.model()
+
+    def seconds(rows: int) -> float:
+        inputs, targets = torch.randn(rows, WIDTHS[0]), torch.zeros(rows, dtype=torch.long)
+        taken = []
+        for _ in range(5):
+            start = time.perf_counter()
+            torch.nn.functional.cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+            taken.append(time.perf_counter() - start)
+        return min(taken)
+
+    few, many = seconds(32), seconds(96)
+    slope = max((many - few) / 64, 1e-6)
+    rows = 32 + (milliseconds / 1e3 - few) / slope
+    return max(ROWS_STEP, round(rows / ROWS_STEP) * ROWS_STEP)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=12, help="steps a turn")
+    parser.add_argument("--rows", type=int, help="rows of a leaf; default: what takes 100 ms here")
+    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = given.rows or rows_for(100.0)
+    task = Task(WIDTHS, rows, batches=4, optimizer=given.optimizer)
+    pool, ddp = compare(task, given.turns, given.steps, warm_steps=2)
+    name = {"sgd": "SGD with momentum", "adamw": "AdamW"}[given.optimizer]
+    setup = (
+        f"{task.num_parameters():,} parameters fp32, 2 nodes, 2 leaves of {rows} rows (about 100 ms), {name}, TLS, "
+        f"journal on, loopback, 1 thread each, {given.turns} turns of {given.steps} steps in alternation; "
+        f"ours: {pool}; theirs (DDP, Gloo, 2 processes, same batches): {ddp}"
+    )
+    report(
+        "pool_vs_ddp",
+        statistics.median(pool.milliseconds),
+        statistics.median(ddp.milliseconds),
+        "ms",
+        False,
+        setup,
+    )
+
+
+if __name__ == "__main__":
+    main()
