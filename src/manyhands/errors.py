@@ -4,9 +4,11 @@
 
     ManyhandsError                    1  (never raised itself)
     ├── UsageError        (ValueError)        2  an argument, a setting, a dataset: yours to change
+    │   └── CaptureFailed                     2  the model cannot travel as data; the line that says why
     ├── Unreachable       (ConnectionError)   3  nobody answers at that address
     ├── Refused           (PermissionError)   4  the other side said no, and why
-    │   └── Mismatch                          4  both sides work, but not together (version, model, class)
+    │   ├── Mismatch                          4  both sides work, but not together (version, model, class)
+    │   └── ProgramRefused                    4  a model sent as data asks for what no program may have
     ├── ProtocolError                         5  a peer sent bytes that mean nothing here
     └── RunFailed         (RuntimeError)      5  the run cannot go on
         ├── NonFinite                         5  a loss or gradient is not a number, and repeats
@@ -34,6 +36,13 @@ class UsageError(ManyhandsError, ValueError):
     exit_code = 2
 
 
+class CaptureFailed(UsageError):
+    """The model cannot become a program, or computes otherwise as one.
+
+    Nodes that bring the model need no program: ``TrainingNode(model=...)``.
+    """
+
+
 class Unreachable(ManyhandsError, ConnectionError):
     """Nobody answered at an address, or the connection was lost and patience ran out."""
 
@@ -48,6 +57,17 @@ class Refused(ManyhandsError, PermissionError):
 
 class Mismatch(Refused):
     """Both sides are well but cannot work together: versions, models or numeric classes differ."""
+
+
+class ProgramRefused(Refused):
+    """A program that this machine does not run, and why.
+
+    ``node`` is the number of the node at fault in its graph; None where it is not one node's.
+    """
+
+    def __init__(self, message: str, node: int | None = None) -> None:
+        super().__init__(message)
+        self.node = node
 
 
 class ProtocolError(ManyhandsError):

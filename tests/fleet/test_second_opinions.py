@@ -215,3 +215,23 @@ def test_samples_are_the_same_in_every_replay_and_as_many_as_asked() -> None:
     assert 850 < sum(drawn) < 1150
     assert not is_sampled(7, 1, 1, 0.0)
     assert all(is_sampled(7, 1, lease, 1.0) for lease in range(100))
+
+
+def test_a_step_opened_again_with_an_audit_needs_two_answers_for_every_sum() -> None:
+    machine = machine_with(("a", "x", ""), ("b", "x", ""), ("c", "x", ""))
+    machine.apply(Open(0, 2), 0.0)
+    machine.apply(answer("a", 1, 2, digest=7), 0.0)
+    out = machine.apply(Open(0, 2, audit=True), 0.0)
+    first = {key: (lease, subtrees) for key, lease, subtrees in given(out)}
+    assert machine.covered() == [], "what was covered of the step is forgotten"
+    assert isinstance(machine.apply(answer("a", 1, 2, digest=7), 0.0)[0], Refuse), "and its answers are stale"
+    takes: list[Take] = []
+    waiting, wrong = dict(first), set[str]()
+    while machine.is_open:
+        key, (lease, subtrees) = waiting.popitem()
+        said = machine.apply(answer(key, lease, subtrees[0], digest=66 if key == "b" else 9), 0.0)
+        takes += [one for one in said if isinstance(one, Take)]
+        wrong |= set(benched(said))
+        waiting |= {key: (lease, subtrees) for key, lease, subtrees in given(said)}
+    assert [take.credits for take in sorted(takes, key=lambda take: take.subtree)] == [(0,), (1,)]
+    assert wrong <= {"b"}, "two that agree are believed"

@@ -149,6 +149,43 @@ class Bad(Rows):
         return item
 
 
+class Picky(nn.Module):
+    """Cannot compute one row, or keeps a note of it in a buffer that it leaves alone otherwise."""
+
+    def __init__(self, *, notes: bool) -> None:
+        super().__init__()
+        self.lin, self.notes = nn.Linear(8, 3), notes
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x == 77.0).any()):
+            if not self.notes:
+                raise ValueError("a row of 77s")
+            self.seen.add_(1.0)
+        return self.lin(x)  # type: ignore[no-any-return]
+
+
+def with_77() -> Any:
+    rows = classes(48)
+    rows.rows.tensors[0][30] = 77.0
+    return rows
+
+
+class BadLater(Rows):
+    """One item cannot be loaded; it is in none of the probe's leaves."""
+
+    def __getitem__(self, index: int) -> Any:
+        item = super().__getitem__(index)
+        if index == 30:
+            raise OSError(f"no file for {index}")
+        return item
+
+
+def numbers(kind: Callable[..., Any] = Rows) -> Any:
+    x = classes(48).rows.tensors[0]
+    return kind(x, x.sum(1, keepdim=True))
+
+
 # name: (model, dataset, what CentralServer and the reference are both told)
 JOBS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Any]]] = {
     "norm": (norm_net, classes, {"batch_size": 16, "micro_batches": 5, "epochs": 2, "optimizer": sgd}),
@@ -159,6 +196,19 @@ JOBS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Any]
         {"batch_size": 16, "micro_batches": 8, "optimizer": adamw, "scheduler": cosine, "clip_norm": 0.3},
     ),
     "bf16": (norm_net, classes, {"batch_size": 16, "precision": "bf16", "optimizer": sgd, "seed": 9}),
+    "fp16": (norm_net, classes, {"batch_size": 16, "precision": "fp16", "optimizer": sgd, "epochs": 3}),
+    "regression": (
+        lambda: nn.Linear(8, 1),
+        numbers,
+        {"batch_size": 16, "criterion": nn.MSELoss(), "epochs": 2, "optimizer": sgd},
+    ),
+    "bad-later": (
+        lambda: nn.Linear(8, 1),
+        lambda: numbers(BadLater),
+        {"batch_size": 16, "criterion": nn.MSELoss(), "epochs": 2},
+    ),
+    "picky": (lambda: Picky(notes=False), with_77, {"batch_size": 16}),
+    "notes": (lambda: Picky(notes=True), with_77, {"batch_size": 16}),
     "bf16-model": (
         lambda: Branches().to(torch.bfloat16),
         lambda: classes(kind=lambda x, y: Rows(x.bfloat16(), y)),

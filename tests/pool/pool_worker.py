@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from typing import Any
 
 import torch
 from pool_jobs import build
 from torch import nn
 
-from manyhands.errors import ManyhandsError
 from manyhands.pool.node import TrainingNode
 
 
@@ -37,9 +37,15 @@ def work(order: dict[str, Any]) -> dict[str, Any]:
     model, dataset, options = build(order["job"])
     if order.get("other_model"):
         model = nn.Linear(8, 4)
+    if "copy_of" in order:
+        dataset = build(order["copy_of"])[1]
     node = TrainingNode(model, ("localhost", order["port"]), dataset=dataset if order.get("local") else None)
     if order.get("raises"):
         model.register_forward_hook(_raise)
+    if "fails_at" in order:
+        model.register_forward_hook(_FailsAt(order["fails_at"]))
+    if "slow" in order:
+        model.register_forward_hook(lambda *args: _take_time(order["slow"]))
     losses: list[tuple[float, int]] = []
     figures: list[dict[str, Any]] = []
     if order.get("by_hand"):
@@ -57,13 +63,29 @@ def _raise(*args: object) -> None:
     raise ZeroDivisionError("the node's own code")
 
 
+def _take_time(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+class _FailsAt:
+    """Raises in the n-th forward, probes included."""
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+
+    def __call__(self, *args: object) -> None:
+        self._left -= 1
+        if self._left == 0:
+            raise ZeroDivisionError("the node's own code")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     say({"ready": True})
     for line in sys.stdin:
         try:
             told = work(json.loads(line))
-        except (ManyhandsError, ZeroDivisionError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test asks what it was
             told = {
                 "error": type(error).__name__,
                 "message": str(error),

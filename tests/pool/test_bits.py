@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def test_any_number_of_nodes_gives_the_same_bits(pool: Pool, tmp_path: Path, nod
         ("branches", 3),
         ("bf16", 2),
         ("bf16-model", 2),
+        ("fp16", 2),
         ("sum", 2),
         ("weighted", 2),
         ("augmented", 2),
@@ -74,8 +76,10 @@ def test_any_number_of_nodes_gives_the_same_bits(pool: Pool, tmp_path: Path, nod
 def test_any_job_gives_the_bits_of_one_process(pool: Pool, tmp_path: Path, job: str, nodes: int) -> None:
     report, said = train(pool, tmp_path, job, nodes)
     assert [told.get("error") for told in said] == [None] * nodes
-    assert report.weights_sha256 == alone(job)[0]
-    assert report.samples_applied == report.samples_expected
+    weights, losses = alone(job)
+    assert report.weights_sha256 == weights
+    assert report.skipped == sum(map(math.isnan, losses)), "fp16 alone may overflow"
+    assert report.samples_applied == report.samples_expected - 16 * report.skipped
 
 
 def test_nodes_that_hold_the_data_compute_the_same(pool: Pool, tmp_path: Path) -> None:

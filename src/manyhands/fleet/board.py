@@ -46,16 +46,19 @@ class Board:
     """The books of one step of `num_leaves` leaves."""
 
     __slots__ = (
-        "any_overdue", "covered", "delivery_seconds", "depth", "digests", "ever", "first_lease", "full",
+        "any_overdue", "audit", "covered", "delivery_seconds", "depth", "digests", "ever", "first_lease", "full",
         "held", "leases", "num_leaves", "open", "opinions", "shared", "skipped", "step", "unleased",
         "waiting",
     )  # fmt: skip
 
-    def __init__(self, step: int, num_leaves: int, delivery_seconds: float, first_lease: int) -> None:
+    def __init__(
+        self, step: int, num_leaves: int, delivery_seconds: float, first_lease: int, *, audit: bool = False
+    ) -> None:
         self.step = step
         self.num_leaves = num_leaves
         self.delivery_seconds = delivery_seconds
         self.first_lease = first_lease
+        self.audit = audit
         self.depth = depth_of(num_leaves)
         self.full = (1 << num_leaves) - 1
         self.covered = 0

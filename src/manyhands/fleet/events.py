@@ -66,12 +66,14 @@ class Alive(_Value, frozen=True, gc=False, tag=True):
 class Open(_Value, frozen=True, gc=False, tag=True):
     """A step of `leaves` leaves begins, and is leased at once.
 
-    `delivery_seconds` is what one delivered subtree costs, as measured by the shell.
+    The same step may open again: what was covered of it is forgotten. `delivery_seconds` is what one delivered
+    subtree costs, as measured by the shell. With `audit`, every sum needs two equal answers.
     """
 
     step: int
     leaves: int
     delivery_seconds: float = 0.0
+    audit: bool = False
 
 
 class Receipt(_Value, frozen=True, gc=False, tag=True):

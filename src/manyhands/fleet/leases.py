@@ -140,7 +140,9 @@ class LeaseMachine:
                 f"step {event.step} cannot open after step {self._granter.board.step} in one incarnation"
             )
         self._granter.end_all(out)
-        self._granter.board = Board(event.step, event.leaves, event.delivery_seconds, self._granter.next_id)
+        self._granter.board = Board(
+            event.step, event.leaves, event.delivery_seconds, self._granter.next_id, audit=event.audit
+        )
         self._granter.latest_end = -NEVER
         self._granter.fill(now, out)
 

@@ -111,10 +111,14 @@ class NotFinite(_Message, frozen=True):
 
 
 class HandedBack(_Message, frozen=True):
-    """The node gives a lease back; ``error`` says why where its own code failed."""
+    """The node gives a lease back. ``leaf`` is the one that it failed to compute, if it did; ``index`` the
+    dataset item of it that could not be loaded.
+    """
 
     lease: Count
     reason: Sentence
+    leaf: Leaves | None = None
+    index: Count | None = None
 
 
 class Leaving(_Message, frozen=True):

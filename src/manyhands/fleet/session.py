@@ -22,6 +22,8 @@ CHUNK_BYTES = 1 << 20
 MAX_OPEN_TRANSFERS = 4
 MAX_LOOSE_MESSAGES = 64
 """How many messages travel as one; all of them must fit one control part."""
+MAX_WAITING = 4096
+"""How many messages may wait for a node that goes on talking and does not listen."""
 
 
 class Link(Protocol):
@@ -141,6 +143,8 @@ class Session:
         waiting: dict[int, Delivered] = {}
         while (data := await self._link.read()) is not None:
             self.received_bytes += len(data)
+            if len(self._outbox) > MAX_WAITING:
+                raise ProtocolError(f"{len(self._outbox)} messages wait for this node, which talks and reads none")
             envelope = unpack(data)
             if envelope.control:
                 for message in decode_from_node(envelope.control):

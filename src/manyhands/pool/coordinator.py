@@ -14,33 +14,34 @@ decided is decided by the machine (fleet/leases.py); what is computed, by the ma
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from manyhands.clock import Clock
-from manyhands.errors import ManyhandsError, NonFinite, ProtocolError, Refused, RunFailed
+from manyhands.errors import BadSample, ManyhandsError, NonFinite, ProtocolError, Refused, RunFailed
 from manyhands.fleet import events as e
 from manyhands.fleet import messages as m
 from manyhands.fleet.granting import Policy
 from manyhands.fleet.leases import LeaseMachine
-from manyhands.fleet.session import Bulk, Session
-from manyhands.fleet.tree import depth_of, is_inside, span
+from manyhands.fleet.session import Session
+from manyhands.fleet.tree import depth_of, span
+from manyhands.pool import arriving
+from manyhands.pool.arriving import Arrival
 from manyhands.pool.data import StepData
 from manyhands.pool.handshake import Door
 from manyhands.pool.job import Job
 from manyhands.pool.master import mean_loss
 from manyhands.pool.member import Member
-from manyhands.pool.push import Push, is_worth_it
+from manyhands.pool.openstep import OpenStep
 from manyhands.pool.saving import Saver
+from manyhands.pool.sending import Sender
 from manyhands.pool.sums import StepSum
 from manyhands.pool.tally import Tally
-from manyhands.store.rows import Commit, Credit, Quarantine, Refusal, Roster, Row
-from manyhands.tensors.memory import bytes_of
-from manyhands.training.gradients import Partial, witness
+from manyhands.pool.trouble import SecondTry
+from manyhands.settings import load
+from manyhands.store.rows import Quarantine, Refusal, Roster, Row
+from manyhands.training.state import weights_sha256
 from manyhands.wire.admission import Peer, Role
 from manyhands.wire.link import Link
 from manyhands.wire.transfer import Body
@@ -48,16 +49,10 @@ from manyhands.wire.transfer import Body
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.05
-
-
-@dataclass
-class OpenStep:
-    """The step that is being computed."""
-
-    data: StepData
-    batches: dict[int, Bulk]
-    losses: dict[int, float | None]
-    credits: list[tuple[int, str, int]]
+MOST_REFUSED = 1000
+"""Messages of one node in a row, without a lease in between; an honest one has a few for a lease that is late."""
+HASH_EVERY_STEPS = 100
+"""How often the ledger notes the weights' hash, so that two runs that differ can be bisected."""
 
 
 class Coordinator:
@@ -83,19 +78,22 @@ class Coordinator:
             ),
         )
         self.quarantined: set[int] = set(job.feeder.quarantined)
+        self.last_trouble: str | None = None
+        """Why the last node that failed did; for whoever wonders why nothing goes on."""
         self._before = replace(tally)
         self._clock = clock
         self._sums = StepSum(job.master.gradients)
-        numbers = itertools.count(1)
-        self._transfers: Callable[[], int] = lambda: next(numbers)
-        self._door = Door(job, saver.run, incarnation, self._transfers)
+        self._sender = Sender(job, self.members)
+        self._door = Door(job, saver.run, incarnation, self._sender.transfer, tally, load().network.timeout)
+        self._second_try = SecondTry(job)
         self._open: OpenStep | None = None
-        self._state: tuple[int, Bulk] | None = None
-        self._arriving: tuple[Partial, m.Delivered] | None = None
+        self._arriving: Arrival | None = None
         self._settled = asyncio.Event()
         self._skip: str | None = None
+        self._again = False
         self._failure: ManyhandsError | None = None
         self._sessions: set[Session] = set()
+        self._inquiries: set[asyncio.Task[None]] = set()
         self._ending: m.Finished | None = None
         self.is_torn = False
         """Whether the weights are between two steps: an update broke off, and they must not be saved."""
@@ -104,57 +102,68 @@ class Coordinator:
 
     async def next_step(self) -> StepData:
         """Lease the next step and return when its sum is complete. RunFailed where it cannot be."""
-        self._settled.clear()  # before the wait for data: a stop that comes meanwhile must be seen
-        self._skip = None
-        coming = self.job.feeder.step(self.step)
-        data = coming.result() if coming.done() else await asyncio.wrap_future(coming)
+        audit = False
+        while True:
+            self._settled.clear()  # before the wait for data: a stop that comes meanwhile must be seen
+            self._skip, self._again = None, False
+            coming = self.job.feeder.step(self.step)
+            data = coming.result() if coming.done() else await asyncio.wrap_future(coming)
+            self._raise_failure()
+            self._open = OpenStep(data, is_audited=audit)
+            for index, why in data.quarantined.items():
+                self._quarantine(index, why)
+            if not data.leaves:
+                return data
+            self._sums.open(len(data.leaves))
+            self._apply(e.Open(self.step, len(data.leaves), audit=audit))
+            await asyncio.sleep(0)  # what was granted goes out first
+            self.job.feeder.look_ahead(self.step)
+            ahead = self.job.feeder.ready(self.step + 1)
+            if ahead is not None:
+                self._sender.ahead(self.step, ahead)
+            await self._settled.wait()
+            self._raise_failure()
+            if not self._is_again():
+                return data
+            audit = audit or self._open.is_audited
+
+    def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
-        self._open = OpenStep(data, {}, {}, [])
-        self.quarantined |= set(data.quarantined)
-        if data.quarantined:
-            self.saver.journal.record(
-                [Quarantine(data.plan.epoch, i, why) for i, why in data.quarantined.items()]
-            )
-        if not data.leaves:
-            return data
-        self._sums.open(len(data.leaves))
-        self._apply(e.Open(self.step, len(data.leaves)))
-        await asyncio.sleep(0)  # what was granted goes out first
-        self.job.feeder.look_ahead(self.step)
-        self._send_ahead()
-        await self._settled.wait()
-        if self._failure is not None:
-            raise self._failure
-        return data
+
+    def _once_more(self, reason: str) -> None:
+        """Give the open step's sums up and lease it anew."""
+        logger.warning("step %d is computed again: %s", self.step, reason)
+        self._again = True
+        self._settled.set()
+
+    def _is_again(self) -> bool:
+        return self._again
 
     async def commit(self, data: StepData) -> float | None:
         """Apply the complete sum (or skip the step); returns the step's loss."""
         opened = self._open
         assert opened is not None
-        weights = {leaf: item.weight for leaf, item in enumerate(data.leaves)}
         if self._skip is not None or not data.leaves:
             self._skip_step(data)
             loss = None
         else:
-            divisor = 1.0 if self.job.objective.is_sum else sum(weights.values())
-            loss = mean_loss(opened.losses, weights, divisor)
-            loss = await self._update(data, opened, loss, divisor)
+            loss = await self._update(opened)
         self._open = None
         self.step += 1
         self.loss = loss if loss is not None else self.loss
         self.tally.final_loss = self.loss
         return loss
 
-    async def _update(
-        self, data: StepData, opened: OpenStep, loss: float | None, divisor: float
-    ) -> float | None:
+    async def _update(self, opened: OpenStep) -> float | None:
         """One optimizer step; None where its sum overflowed and the run skips such steps."""
+        weights = opened.weights()
+        divisor = 1.0 if self.job.objective.is_sum else sum(weights.values())
         root = self._sums.pop()
         try:
-            push = self._begin_push()
+            push = self._sender.begin_push(self.step + 1)
             self.is_torn = True
-            for final_bytes in self.job.master.commit(root, divisor, len(data.leaves)):
+            for final_bytes in self.job.master.commit(root, divisor, opened.num_leaves):
                 if push is not None:
                     push.advance(final_bytes)
                     await asyncio.sleep(0)
@@ -163,23 +172,16 @@ class Coordinator:
                 push.finish()
         except NonFinite as error:
             self.is_torn = False  # refused before anything was changed
-            if self.job.options.on_nonfinite != "skip_step":
+            if self.machine.policy.on_nonfinite != "skip_step":
                 raise
             self._skip = str(error)
-            self._skip_step(data)
+            self._skip_step(opened.data)
             return None
         finally:
             self._sums.give_back(root.buffer)
-        self._record(data, opened, loss)
+        loss = mean_loss(opened.losses, weights, divisor)
+        self._record(opened, loss)
         return loss
-
-    def _begin_push(self) -> Push | None:
-        """Let the nodes that computed this step have the next one's weights as they come."""
-        moving = self.job.master.moving
-        if not is_worth_it(moving) or self.step + 1 >= self.job.plan.num_steps:
-            return None
-        members = [member for member in self.members.values() if member.holds_version == self.step]
-        return Push(moving, self.step + 1, self._transfers(), members)
 
     def _skip_step(self, data: StepData) -> None:
         self.job.master.skip()
@@ -188,21 +190,23 @@ class Coordinator:
         logger.warning("step %d was skipped: %s", data.plan.step, reason)
         self.saver.journal.record([Refusal(f"step {data.plan.step} skipped: {reason}"[:500], "")])
 
-    def _record(self, data: StepData, opened: OpenStep, loss: float | None) -> None:
+    def _record(self, opened: OpenStep, loss: float | None) -> None:
         """Credit the step's leaves: who computed which samples, once."""
-        plan, rows = data.plan, list[Row]()
-        starts = list(itertools.accumulate((len(leaf.indices) for leaf in data.leaves), initial=0))
-        base = (plan.step % self.job.plan.steps_per_epoch) * self.job.plan.batch_size
-        for leaf, key, lease in opened.credits:
-            samples = len(data.leaves[leaf].indices)
-            rows.append(Credit(plan.step, plan.epoch, leaf, key, lease, samples, base + starts[leaf]))
-            member = self.members.get(key)
-            self.tally.credit(member.numeric_class if member else "unknown", samples)
+        step = opened.data.plan
+        is_due = step.step % HASH_EVERY_STEPS == HASH_EVERY_STEPS - 1
+        weights_hash = weights_sha256(self.job.state.model) if is_due else None
+        self.saver.journal.record(opened.rows(self.job.plan, loss, weights_hash))
+        for leaf, key, _ in opened.credits:
+            samples, member = len(opened.data.leaves[leaf].indices), self.members.get(key)
+            self.tally.credit(opened.classes[key], samples)
             if member is not None:
                 member.samples += samples
-        rows.append(Commit(plan.step, plan.epoch, plan.num_samples, loss if loss is not None else 0.0))
-        self.saver.journal.record(rows)
-        self.tally.samples_applied += plan.num_samples
+        self.tally.samples_applied += step.num_samples
+
+    def _quarantine(self, index: int, why: str) -> None:
+        assert self._open is not None
+        self.quarantined.add(index)
+        self._note(Quarantine(self._open.data.plan.epoch, index, why[:500]))
 
     # ---- what the machine wants ----
 
@@ -225,106 +229,71 @@ class Coordinator:
     def _do(self, instruction: e.Instruction) -> None:
         match instruction:
             case e.Grant(key, lease):
-                self._grant(key, lease)
+                member = self.members.get(key)
+                if member is not None and self._open is not None:
+                    member.refused = 0
+                    self._sender.grant(member, lease, self._open.data)
             case e.Cut(key, lease_id, keep):
                 self._post(key, m.Trimmed(lease_id, keep))
             case e.Take(key, lease_id, subtree, replaces, leaves):
-                self._take(key, lease_id, subtree, replaces, leaves)
+                assert self._arriving is not None
+                assert self._open is not None
+                partial, message = self._arriving
+                self._arriving = None
+                numeric_class = self.members[key].numeric_class  # it may be gone when the step is committed
+                self._open.credit(key, numeric_class, lease_id, leaves, message.leaves)
+                self._sums.take(subtree, partial, replaces)
             case e.Complete() | e.SkipStep():
                 self._skip = instruction.reason if isinstance(instruction, e.SkipStep) else None
                 self._settled.set()
             case e.Stop(reason):
                 self.fail(NonFinite(reason))
             case e.Refuse(key, reason):
-                self._note(Refusal(reason[:500], key))
-                self._post(key, m.Told(reason))
+                self._refuse(key, reason)
             case e.Bench(key, reason):
-                self._note(Roster(key, self._name(key), "benched"))
-                logger.warning("node %s is benched: %s", self._name(key), reason)
-                self._post(key, m.Told(reason, benched=True))
-            case e.Duplicate() | e.Audit() | e.Verified():
-                self._note_opinion(instruction)
+                self._bench(key, reason)
+            case e.Duplicate(key, subtree, verdict):
+                if verdict == "differs":
+                    self._contradicted(key, subtree)
+            case e.Audit() | e.Verified():
+                logger.debug("%s", instruction)
 
-    def _note_opinion(self, instruction: e.Duplicate | e.Audit | e.Verified) -> None:
-        if isinstance(instruction, e.Duplicate) and instruction.verdict == "differs":
-            logger.warning(
-                "node %s answered subtree %d of step %d with other bits than were taken",
-                self._name(instruction.key),
-                instruction.subtree,
-                self.step,
-            )
+    def _refuse(self, key: str, reason: str) -> None:
+        self._note(Refusal(reason[:500], key))
+        self._post(key, m.Told(reason))
+        if key in self.members:
+            self.members[key].refused += 1
 
-    def _grant(self, key: str, lease: e.Lease) -> None:
-        member, opened = self.members.get(key), self._open
-        if member is None or opened is None:
+    def _bench(self, key: str, reason: str) -> None:
+        self._note(Roster(key, self._name(key), "benched"))
+        logger.warning("node %s is benched: %s", self._name(key), reason)
+        self._post(key, m.Told(reason, benched=True))
+
+    def _contradicted(self, key: str, subtree: int) -> None:
+        """A second answer has other bits than the one taken. Between machines of one class, one is wrong: the
+        step is computed again, each sum by two nodes, and by a third where they differ.
+        """
+        opened, member = self._open, self.members.get(key)
+        if opened is None or member is None:
             return
-        if member.holds_version != self.step:
-            member.session.post(self._state_bulk())
-            member.holds_version = self.step
-            member.forget_before(self.step)
-        num_leaves = len(opened.data.leaves)
-        depth = depth_of(num_leaves)
-        leaves = [leaf for subtree in lease.subtrees for leaf in span(subtree, depth) if leaf < num_leaves]
-        for leaf in leaves:
-            self._send_leaf(member, opened.data, opened.batches, leaf)
-        scale = self.job.master.scale.value
-        weights = [(leaf, opened.data.leaves[leaf].weight) for leaf in leaves]
-        member.session.post(
-            m.Granted(
-                lease.id, lease.incarnation, lease.step, depth, num_leaves, lease.subtrees, weights, scale
-            )
+        takers = opened.credited_to(span(subtree, self._depth))
+        known = {opened.classes[taker] for taker in takers}
+        names = ", ".join(sorted(self._name(taker) for taker in takers))
+        logger.warning(
+            "node %s answered subtree %d of step %d with other bits than were taken from %s",
+            member.name,
+            subtree,
+            self.step,
+            names,
         )
+        is_open = self.machine.is_open and self.machine.step == self.step
+        if is_open and known == {member.numeric_class} and not opened.is_audited:
+            opened.is_audited = True
+            self._once_more(f"nodes {names} and {member.name} differ on the same micro-batches")
 
-    def _state_bulk(self) -> Bulk:
-        if self._state is None or self._state[0] != self.step:
-            moving, transfer = self.job.master.moving, self._transfers()
-            message = m.State(self.step, transfer, moving.layout.num_bytes)
-            self._state = (
-                self.step,
-                Bulk.of(message, transfer, bytes_of(moving.body), supersedes=True),
-            )
-        return self._state[1]
-
-    def _send_leaf(self, member: Member, data: StepData, batches: dict[int, Bulk], leaf: int) -> None:
-        key, item = (data.plan.step, leaf), data.leaves[leaf]
-        if key in member.holds_leaves:
-            return
-        member.holds_leaves.add(key)
-        if item.frame is None:
-            member.session.post(m.Indices(data.plan.step, leaf, data.plan.epoch, list(item.indices)))
-            return
-        if len(item.frame) <= m.SMALL_BYTES:
-            member.session.post(m.SmallBatch(data.plan.step, leaf, item.frame))
-            return
-        if leaf not in batches:
-            transfer = self._transfers()
-            message = m.Batch(data.plan.step, leaf, transfer, len(item.frame))
-            batches[leaf] = Bulk.of(message, transfer, item.frame)
-        member.session.post(batches[leaf])
-
-    def _send_ahead(self) -> None:
-        """Let nodes have large batches of the next step while they compute: most likely the same leaves."""
-        data = self.job.feeder.ready(self.step + 1)
-        if data is None or not any(leaf.frame and len(leaf.frame) > m.SMALL_BYTES for leaf in data.leaves):
-            return
-        batches: dict[int, Bulk] = {}
-        for member in self.members.values():
-            for step, leaf in list(member.holds_leaves):
-                if step == self.step and leaf < len(data.leaves):
-                    self._send_leaf(member, data, batches, leaf)
-
-    def _take(
-        self, key: str, lease_id: int, subtree: int, replaces: tuple[int, ...], leaves: tuple[int, ...]
-    ) -> None:
-        assert self._arriving is not None
-        assert self._open is not None
-        partial, message = self._arriving
-        self._arriving = None
-        losses = {done.leaf: done.loss for done in message.leaves}
-        for leaf in leaves:
-            self._open.losses[leaf] = losses.get(leaf, self._open.losses.get(leaf))
-            self._open.credits.append((leaf, key, lease_id))
-        self._sums.take(subtree, partial, replaces)
+    @property
+    def _depth(self) -> int:
+        return depth_of(self._open.num_leaves) if self._open is not None else 0
 
     def _post(self, key: str, message: Any) -> None:
         member = self.members.get(key)
@@ -378,6 +347,11 @@ class Coordinator:
         async for message, body in said:
             if self._hear(member, message, body):
                 return
+            if member.refused > MOST_REFUSED:  # each costs a row of the journal, a line and an answer
+                raise ProtocolError(
+                    f"{member.refused} messages of this node were refused since its last lease: it runs other "
+                    "software or another version"
+                )
 
     def _leave(self, key: str, session: Session) -> None:
         member = self.members.get(key)
@@ -400,9 +374,8 @@ class Coordinator:
                     "node %s: leaf %d of step %d is not finite (%s)", member.name, leaf, self.step, where
                 )
                 self._apply(e.NonFinite(key, incarnation, lease, leaf, digest))
-            case m.HandedBack(lease, reason):
-                logger.warning("node %s handed a lease back: %s", member.name, reason)
-                self._apply(e.HandBack(key, lease, reason))
+            case m.HandedBack():
+                self._handed_back(member, message)
             case m.Leaving(reason):
                 logger.info("node %s leaves: %s", member.name, reason)
                 return True
@@ -411,44 +384,58 @@ class Coordinator:
         return False
 
     def _delivered(self, member: Member, message: m.Delivered, body: Body) -> None:
-        gradients = self.job.master.gradients
-        if body.num_bytes != gradients.layout.num_bytes:
-            raise ProtocolError(
-                f"a partial sum of {body.num_bytes} bytes where this run's have {gradients.layout.num_bytes}"
-            )
-        present = int.from_bytes(message.present, "little")
-        if present > gradients.everyone:
-            raise ProtocolError(
-                f"a partial sum claims more than the model's {len(gradients.parameters)} parameters"
-            )
-        key, mine = member.peer.key_id, self._sums.buffer()
-        body.copy_into(mine.body)
-        partial = Partial(mine, present)
+        arrival = arriving.receive(self.job.master.gradients, self._sums, message, body)
+        key, opened = member.peer.key_id, self._open
         for done in message.leaves[-1:]:
             member.computing_seconds += done.seconds
             self._apply(e.Receipt(key, message.incarnation, message.lease, done.leaf, done.seconds))
-        self._arriving = (partial, message)
-        number, leaf = witness(partial), self._only_leaf(message.subtree)
-        if number is not None or leaf is None:
-            # Finite leaves whose sum overflows are nobody's fault: such a sum is taken, and fails at the root.
-            digest = body_digest(body) if self.job.options.verify or number is None else number
-            self._apply(
-                e.Answer(key, message.incarnation, message.step, message.lease, message.subtree, digest)
-            )
-        else:
-            self._apply(e.NonFinite(key, message.incarnation, message.lease, leaf, body_digest(body)))
+        compares = bool(self.job.options.verify) or (opened is not None and opened.is_audited)
+        num_leaves = opened.num_leaves if opened is not None and opened.num_leaves else 1
+        self._arriving = arrival
+        self._apply(arriving.event_of(arrival, key, body, num_leaves, compares=compares))
         if self._arriving is not None:
-            self._sums.give_back(self._arriving[0].buffer)
+            self._sums.give_back(self._arriving.partial.buffer)
             self._arriving = None
 
-    def _only_leaf(self, subtree: int) -> int | None:
-        """The leaf of a subtree that has one only; None for a sum of several, or of another step's tree."""
-        num_leaves = len(self._open.data.leaves) if self._open is not None else 1
-        depth = depth_of(num_leaves)
-        if not is_inside(subtree, depth):
-            return None
-        leaves = [leaf for leaf in span(subtree, depth)[:2] if leaf < num_leaves]
-        return leaves[0] if len(leaves) == 1 else None
+    # ---- trouble on nodes ----
+
+    def _handed_back(self, member: Member, message: m.HandedBack) -> None:
+        key, opened, leaf = member.peer.key_id, self._open, message.leaf
+        logger.warning("node %s handed a lease back: %s", member.name, message.reason)
+        is_its_own = self.machine.open_leases().get(message.lease, ("", ()))[0] == key
+        self._apply(e.HandBack(key, message.lease, message.reason))
+        if leaf is None or opened is None or not is_its_own or leaf >= opened.num_leaves:
+            return
+        self.last_trouble = (
+            f"node {member.name} failed at micro-batch {leaf} of step {self.step}: {message.reason}"
+        )
+        if self._second_try.claim(self.step, leaf):
+            inquiry = asyncio.create_task(self._inquire(member, message, opened, leaf))
+            self._inquiries.add(inquiry)
+            inquiry.add_done_callback(self._inquiries.discard)
+
+    async def _inquire(self, member: Member, message: m.HandedBack, opened: OpenStep, leaf: int) -> None:
+        """Find out who is to blame for a leaf that a node failed at, and act on it."""
+        fault = await asyncio.to_thread(self._second_try.fault_of, opened.data, leaf)
+        if self._open is not opened or self._again:
+            return
+        if isinstance(fault, BadSample) and self.job.options.on_bad_sample == "quarantine":
+            self.job.feeder.quarantine(self.step, fault.index)
+            self._sender.forget_from(self.step)
+            self._quarantine(fault.index, str(fault.__cause__))
+            self._once_more(f"sample {fault.index} is left out")
+        elif fault is not None:
+            self.fail(fault)
+        elif message.index is not None:
+            self._bench(
+                member.peer.key_id,
+                f"its dataset[{message.index}] cannot be loaded there ({message.reason}), and can be here: its "
+                "copy of the data is not the run's",
+            )
+        else:
+            logger.warning(
+                "the coordinator computes what node %s failed at: that machine is at fault", member.name
+            )
 
     # ---- time and ends ----
 
@@ -485,11 +472,3 @@ class Coordinator:
         deadline = self._clock.monotonic() + 3.0
         while self._sessions and self._clock.monotonic() < deadline:
             await asyncio.sleep(0.01)
-
-
-def body_digest(body: Body) -> int:
-    """What stands for a partial sum's bits: a crc32 over its chunks."""
-    digest = 0
-    for _, chunk in body.chunks:
-        digest = zlib.crc32(chunk, digest)
-    return digest

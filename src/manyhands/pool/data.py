@@ -104,8 +104,8 @@ def dataset_length(dataset: Any) -> int:
 class Feeder:
     """Prepares steps in order: on a thread of its own, or between two steps where that takes no time.
 
-    A thread that fetches a small batch competes with the event loop for the interpreter and costs a fast step more than
-    the fetching; where a whole step loads in under a millisecond it is loaded on the loop, while nodes compute.
+    A thread that fetches a small batch competes with the event loop for the interpreter and costs a fast step more
+    than the fetching; a step that loads in no time is loaded on the loop, while nodes compute.
     """
 
     def __init__(
@@ -152,6 +152,12 @@ class Feeder:
             return
         for number in range(step + 1, min(step + 1 + AHEAD_STEPS, self._plan.num_steps)):
             self.step(number)
+
+    def quarantine(self, step: int, index: int) -> None:
+        """Leave an item out from `step` on; what was prepared of it and later steps is prepared anew."""
+        self.quarantined.add(index)
+        for prepared in [number for number in self._pending if number >= step]:
+            del self._pending[prepared]
 
     def ready(self, step: int) -> StepData | None:
         """The data of `step` where it is prepared and whole; never waits."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from manyhands.errors import Mismatch, ProtocolError, Refused
+from manyhands.errors import BadSample, Mismatch, ProtocolError, Refused
 from manyhands.fleet import messages as m
 from manyhands.fleet.uplink import Lost, Uplink
 from manyhands.pool.data import Source
@@ -205,6 +205,12 @@ class Engagement:
             bytes_of(partial.buffer.body),
         )
         self.lane.give_back(partial.buffer)
+
+    def hand_back(self, granted: m.Granted, error: BaseException) -> m.HandedBack:
+        """What to say of a lease that cannot be computed here, and at which leaf and dataset item it failed."""
+        reason = f"{type(error).__name__}: {error}"[:500]
+        index = error.index if isinstance(error, BadSample) else None
+        return m.HandedBack(granted.lease, reason, self.lane.computing, index)
 
     # ---- the inbox ----
 

@@ -10,6 +10,7 @@ Each refusal names the first thing that differs.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from manyhands.fleet.session import Bulk, Session
 from manyhands.observe.text import clean_name
 from manyhands.pool.job import PROBE_STEP, Job
 from manyhands.pool.member import Member
+from manyhands.pool.tally import Tally
 from manyhands.tensors.layout import Layout, WireSpec
 from manyhands.tensors.memory import bytes_of
 from manyhands.training import criteria, numerics
@@ -39,15 +41,19 @@ class Door:
     run: str
     incarnation: int
     transfers: Callable[[], int]
-    strict_class: str | None = None
+    tally: Tally
+    hello_seconds: float
 
     async def admit(self, peer: Peer, session: Session, said: AsyncIterator[Said]) -> Member:
         """The node behind `session`, ready for leases. Mismatch says why it is not let in."""
-        hello = await _next(said)
+        try:
+            hello = await asyncio.wait_for(_next(said), self.hello_seconds)
+        except TimeoutError:
+            raise Unreachable(f"no hello within {self.hello_seconds:g} s") from None
         if not isinstance(hello, m.Hello):
             raise ProtocolError(f"a node's first message is Hello, not {type(hello).__name__}")
         self._check(hello)
-        session.post(self._welcome(), self._everything(), *self._probe())
+        session.post(self._welcome(hello), self._everything(), *self._probe())
         probed = await _next(said)
         if not isinstance(probed, m.Probed):
             raise ProtocolError(f"a node answers the probe before {type(probed).__name__}")
@@ -98,8 +104,11 @@ class Door:
                 'data="local" every node gives TrainingNode the same dataset'
             )
 
-    def _welcome(self) -> m.Welcome:
+    def _welcome(self, hello: m.Hello) -> m.Welcome:
         job = self.job
+        notes = list(job.notes)
+        if hello.wants_compression:
+            notes.append("compress_gradients asks for int8; this run sends fp32 gradients")
         return m.Welcome(
             self.run,
             self.incarnation,
@@ -112,7 +121,7 @@ class Door:
             job.plan.num_samples,
             job.plan.num_steps,
             job.plan.micro_batches,
-            list(job.notes),
+            notes,
         )
 
     def _everything(self) -> Bulk:
@@ -140,12 +149,12 @@ class Door:
     def _check_class(self, numeric_class: str, facts: dict[str, str]) -> None:
         if self.job.options.numerics != "strict":
             return
-        if self.strict_class is None:
-            self.strict_class = numeric_class
-        elif numeric_class != self.strict_class:
+        if self.tally.strict_class is None:
+            self.tally.strict_class = numeric_class
+        elif numeric_class != self.tally.strict_class:
             raise Mismatch(
                 f"this machine computes other bits than the run's ({numeric_class} here, "
-                f"{self.strict_class} in the run: "
+                f"{self.tally.strict_class} in the run: "
                 f"{', '.join(f'{k}={v}' for k, v in sorted(facts.items()))}), and the run is "
                 'numerics="strict"'
             )

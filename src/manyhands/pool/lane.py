@@ -24,7 +24,7 @@ from manyhands.fleet.messages import Granted, LeafDone
 from manyhands.pool.sums import StepSum
 from manyhands.tensors.memory import bytes_of
 from manyhands.training.batch import Batch
-from manyhands.training.buffers import Fold
+from manyhands.training.buffers import Fold, still_buffers
 from manyhands.training.gradients import (
     GradientLayout,
     Partial,
@@ -88,12 +88,16 @@ class Lane:
         self._sums = StepSum(self.gradients)
         self._clock = clock or SystemClock()
         self._start = {name: state.buffers[name].detach().clone() for name in spec.folds}
+        self._still = still_buffers(state, spec.folds)
+        self.computing: int | None = None
+        """The leaf that is being loaded or computed: whatever is raised meanwhile is about it."""
 
     # ---- state ----
 
     def state_arrived(self) -> None:
         """``moving.body`` holds the weights and buffers that the next step starts from."""
         self.moving.to_model()
+        self._still.mark()
         for name, start in self._start.items():
             start.copy_(self.state.buffers[name])
 
@@ -111,6 +115,7 @@ class Lane:
         all).
         """
         self._sums.open(granted.num_leaves)
+        self.computing = None
         weights = dict(granted.weights)
         wanted = list(granted.subtrees)
         done: dict[int, LeafDone] = {}
@@ -121,9 +126,11 @@ class Lane:
                 yield from self._finished(wanted, granted, done)
             if not any(leaf in tree.span(subtree, granted.depth) for subtree in wanted):
                 continue
+            self.computing = leaf
             result = self._leaf(
                 Leaf(granted.step, leaf, _weight(weights, leaf), granted.scale), batches(leaf)
             )
+            self.computing = None
             if isinstance(result, LeafBroken):
                 yield result
                 wanted = _without(leaf, wanted, granted)
@@ -153,6 +160,7 @@ class Lane:
         result = leaf_gradient(
             self.state, self.objective, batch, leaf, run_seed=self.spec.seed, precision=self.spec.precision
         )
+        self._still.check()
         partial = self.sum_of(result.gradients, leaf.weight / leaf.scale)
         if not (_is_number(result.loss) and witness(partial) is not None):
             where = first_non_finite(self.gradients, partial) or "the loss"

@@ -22,6 +22,7 @@ class Member:
     holds_leaves: set[tuple[int, int]] = field(default_factory=set)
     samples: int = 0
     computing_seconds: float = 0.0
+    refused: int = 0
 
     def forget_before(self, step: int) -> None:
         """Leaves of past steps are not held any more."""

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from manyhands.clock import Clock, SystemClock
-from manyhands.errors import ManyhandsError, RunFailed, Unreachable, UsageError
+from manyhands.errors import BadSample, ManyhandsError, RunFailed, Unreachable, UsageError
 from manyhands.fleet import messages as m
 from manyhands.fleet import tree
 from manyhands.fleet.uplink import Stream, Uplink
+from manyhands.observe.waiting import Waiting
 from manyhands.pool.engagement import Engagement, Offer
 from manyhands.pool.lane import LeafBroken, LeafReady, SumReady
 from manyhands.pool.meter import LeaseMeter
@@ -100,29 +101,37 @@ class TrainingNode:
         Unreachable. Refused says why this node may not take part.
         """
         threads = torch.get_num_threads()
-        last_heard = self._clock.monotonic()
+        waiting, has_joined = Waiting(self._clock), False
         waits = delays(random.Random(os.getpid()))
         try:
             while True:
                 try:
                     self._connect(manual=False)
-                    last_heard, waits = self._clock.monotonic(), delays(random.Random(os.getpid()))
+                    waits, has_joined = delays(random.Random(os.getpid())), True
+                    waiting.over()
                     if self._serve(loss_callback, network_callback):
                         return
                 except Unreachable as error:
-                    self._wait_or_give_up(error, last_heard, next(waits))
+                    self._wait_or_give_up(error, waiting, next(waits), has_joined=has_joined)
                 finally:
                     self._disconnect()
         finally:
             torch.set_num_threads(threads)
             self.close()
 
-    def _wait_or_give_up(self, error: Unreachable, last_heard: float, seconds: float) -> None:
-        patience_seconds = load().network.patience_hours * 3600.0
-        away = self._clock.monotonic() - last_heard
-        if away + seconds > patience_seconds:
+    def _wait_or_give_up(
+        self, error: Unreachable, waiting: Waiting, seconds: float, *, has_joined: bool
+    ) -> None:
+        network = load().network
+        limit = network.patience_hours * 3600.0
+        if not has_joined and network.wait_timeout is not None:
+            limit = network.wait_timeout
+        away = waiting.seconds
+        if away + seconds > limit:
             raise Unreachable(f"the coordinator has been away for {away:.0f} s: {error}") from error
-        logger.info("the coordinator is away (%s); trying again in %.1f s", error, seconds)
+        waiting.say(
+            f"waiting for the coordinator ({error}): start it there; trying again for {limit - away:.0f} s"
+        )
         self._clock.sleep(seconds)
 
     def _serve(self, loss_callback: LossCallback | None, network_callback: NetworkCallback | None) -> bool:
@@ -136,6 +145,11 @@ class TrainingNode:
                 self._compute(engagement, granted, loss_callback)
             except Unreachable:
                 raise
+            except (
+                BadSample
+            ) as error:  # the coordinator decides: quarantine, stop, or this copy is not the run's
+                logger.warning("%s", error)
+                self._require_uplink().send(engagement.hand_back(granted, error))
             except BaseException as error:
                 self._hand_back(granted, error)
                 raise
@@ -170,8 +184,8 @@ class TrainingNode:
     def _hand_back(self, granted: m.Granted, error: BaseException) -> None:
         """Another node can have the lease at once; the error is this node's own."""
         try:
-            reason = f"{type(error).__name__}: {error}"[:500]
-            self._require_uplink().send(m.HandedBack(granted.lease, reason), m.Leaving(reason))
+            back = self._require_engagement().hand_back(granted, error)
+            self._require_uplink().send(back, m.Leaving(back.reason))
             self._require_uplink().finish()
         except ManyhandsError:
             logger.debug("the stream has ended; the coordinator takes the lease back by itself")
@@ -376,6 +390,9 @@ def _in_order(
             raise UsageError(
                 f"the gradient of {name} is {tuple(gradient.shape)}, the parameter {tuple(parameter.shape)}"
             )
+        if gradient is not None and gradient.dtype != parameter.dtype:  # a cast would change bits in silence
+            ours, theirs = (str(dtype).removeprefix("torch.") for dtype in (parameter.dtype, gradient.dtype))
+            raise UsageError(f"the gradient of {name} is {theirs}, the parameter {ours}")
     return [gradient for _, _, gradient in rows]
 
 

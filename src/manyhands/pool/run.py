@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from manyhands.clock import Clock
-from manyhands.errors import ManyhandsError, RunFailed
+from manyhands.errors import ManyhandsError, RunFailed, Unreachable
 from manyhands.fleet import messages as m
 from manyhands.observe.metrics import MetricLog
 from manyhands.observe.progress import Progress, Standing
 from manyhands.observe.rates import Rate
+from manyhands.observe.waiting import Waiting
 from manyhands.pool.coordinator import Coordinator
 from manyhands.pool.data import Source
 from manyhands.pool.job import Job
@@ -25,6 +26,7 @@ from manyhands.pool.owner import answer
 from manyhands.pool.saving import Committed, Saver
 from manyhands.pool.tally import Report
 from manyhands.pool.validation import EarlyStopping, Validation, validate
+from manyhands.settings import load
 from manyhands.training.state import weights_sha256
 from manyhands.wire.admission import Peer
 from manyhands.wire.gate import Gate
@@ -63,8 +65,6 @@ class Run:
     _started: float = 0.0
     _seconds_before: float = 0.0
     _rate: Rate = field(default_factory=Rate)
-    _epoch_loss: float = 0.0
-    _epoch_samples: int = 0
 
     async def ask(self, peer: Peer, request: bytes) -> bytes:
         """An owner's question."""
@@ -81,7 +81,7 @@ class Run:
     async def main(self) -> Report:
         """Train until done, stopped or failed; the listener is up already."""
         self._started, self._seconds_before = self.clock.monotonic(), self.coordinator.tally.seconds
-        ticker = asyncio.create_task(self.coordinator.tick())
+        tasks = [asyncio.create_task(self.coordinator.tick()), asyncio.create_task(self._watch_for_nodes())]
         ending = m.Finished("the run is complete", ok=True)
         self.state = "running"
         self._rate.start(self._started)
@@ -99,14 +99,34 @@ class Run:
             self.state = (
                 "finished" if ending.ok and not self.stopping else "stopped" if ending.ok else "failed"
             )
-            ticker.cancel()
+            for task in tasks:
+                task.cancel()
             await self._end(ending)
         return self.report()
+
+    async def _watch_for_nodes(self) -> None:
+        """While no node is here, say so; give up where none ever came within ``network.wait_timeout``."""
+        coordinator, waiting = self.coordinator, Waiting(self.clock)
+        limit = load().network.wait_timeout
+        while True:
+            if coordinator.members:
+                waiting.over()
+            else:
+                seconds, trouble = waiting.seconds, coordinator.last_trouble
+                if limit is not None and seconds > limit and not coordinator.tally.nodes_seen:
+                    coordinator.fail(Unreachable(f"no node joined within {limit:g} s (network.wait_timeout)"))
+                    return
+                host, port = self.listener.address
+                waiting.say(
+                    f"waiting for nodes at {host}:{port} for {seconds:.0f} s: paste the join line on a machine that "
+                    f"should help (`manyhands invite` prints another)" + (f"; {trouble}" if trouble else "")
+                )
+            await asyncio.sleep(1.0)
 
     async def _train(self) -> None:
         coordinator, plan = self.coordinator, self.job.plan
         await self._save_now()
-        while coordinator.step < plan.num_steps and not self.stopping:
+        while coordinator.step < plan.num_steps and not (self.stopping or coordinator.tally.stopped_early):
             data = await coordinator.next_step()
             if self._is_stopping():
                 return
@@ -123,8 +143,8 @@ class Run:
         now = self.clock.monotonic()
         self._rate.add(samples, now)
         if loss is not None:
-            self._epoch_loss += loss * samples
-            self._epoch_samples += samples
+            self.coordinator.tally.epoch_loss += loss * samples
+            self.coordinator.tally.epoch_samples += samples
         hooks = self.hooks
         if hooks.progress is not None:
             hooks.progress.update(self.standing())
@@ -149,6 +169,7 @@ class Run:
         if early is None or result is None or not early.update(result, self.job.state.model):
             return False
         early.restore(self.job.state.model)
+        self.coordinator.tally.stopped_early = True
         logger.info(
             "stopped early after step %d: no better %s for %d validations",
             step,
@@ -164,9 +185,10 @@ class Run:
         return await asyncio.to_thread(validate, self.job.state.model, self.job.objective, source, size)
 
     def _close_epoch(self, epoch: int, result: Validation | None) -> None:
-        mean = self._epoch_loss / self._epoch_samples if self._epoch_samples else None
-        self._epoch_loss, self._epoch_samples = 0.0, 0
-        history = self.coordinator.tally.history
+        tally = self.coordinator.tally
+        mean = tally.epoch_loss / tally.epoch_samples if tally.epoch_samples else None
+        tally.epoch_loss, tally.epoch_samples = 0.0, 0
+        history = tally.history
         history["epochs"].append(epoch)
         history["train_loss"].append(mean)
         history["val_loss"].append(result.loss if result else None)
@@ -186,7 +208,13 @@ class Run:
         coordinator = self.coordinator
         coordinator.count()
         coordinator.tally.seconds = self._seconds_before + self._saved_at - self._started
-        standing = Committed(coordinator.step, coordinator.tally.to_plain(), sorted(coordinator.quarantined))
+        early = self.hooks.early_stopping
+        standing = Committed(
+            coordinator.step,
+            coordinator.tally.to_plain(),
+            sorted(coordinator.quarantined),
+            early.to_plain() if early is not None else None,
+        )
         self._saving = asyncio.create_task(asyncio.to_thread(self.saver.save, self.job, standing))
 
     async def _save_now(self) -> None:

@@ -7,6 +7,7 @@ whole checkpoint and voids the journal's later rows, so the ledger never counts 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,10 @@ from manyhands.clock import Clock
 from manyhands.errors import UsageError
 from manyhands.pool.job import Job
 from manyhands.pool.tally import Tally
+from manyhands.pool.validation import EarlyStopping
 from manyhands.store import checkpoint
 from manyhands.store.journal import Journal
-from manyhands.store.runs import JOURNAL, latest_run, new_run, run_folder
+from manyhands.store.runs import JOURNAL, new_run, run_folder
 from manyhands.training.optimizer import describe_optimizer
 from manyhands.training.state import CRITERION, named_sha256
 
@@ -36,6 +38,7 @@ class Committed:
     step: int
     tally: dict[str, Any]
     quarantined: list[int]
+    early_stopping: dict[str, Any] | None = None
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Saver:
     journal: Journal
     clock: Clock
     notes: list[str]
+    is_new: bool
 
     @classmethod
     def open(
@@ -55,8 +59,7 @@ class Saver:
         """A new run's folder, or the one to go on with and its newest whole checkpoint."""
         found = None
         if resume is not False:
-            run = latest_run(checkpoint_dir)
-            found = checkpoint.newest(checkpoint_dir, run) if run is not None else None
+            found = checkpoint.newest(checkpoint_dir)
             if found is None and resume is True:
                 raise UsageError(
                     f"resume=True, and {checkpoint_dir} holds no checkpoint: give the folder of the run, "
@@ -68,7 +71,12 @@ class Saver:
         journal = Journal(folder / JOURNAL, clock)
         note = journal.open()
         notes = [*([note] if note else []), *(found.skipped if found is not None else [])]
-        return cls(checkpoint_dir, run, journal, clock, notes), found
+        return cls(checkpoint_dir, run, journal, clock, notes, found is None), found
+
+    def withdraw(self) -> None:
+        """Remove the folder of a run that never began, so that nobody resumes it."""
+        if self.is_new:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def path(self) -> Path:
@@ -89,14 +97,16 @@ class Saver:
             "numeric_class": job.own_class,
             "weights_sha256": named_sha256({n: t for n, t in tensors.items() if not n.startswith(CRITERION)}),
         }
-        state = job.master.optimizer_state()
+        state = {**job.master.optimizer_state(), "early_stopping": committed.early_stopping}
         return checkpoint.save(
             self.folder,
             checkpoint.Snapshot(self.run, step, tensors, state, _plain(manifest), tied),
             self.clock,
         )
 
-    def restore(self, job: Job, found: checkpoint.Found) -> tuple[int, Tally]:
+    def restore(
+        self, job: Job, found: checkpoint.Found, early_stopping: EarlyStopping | None = None
+    ) -> tuple[int, Tally]:
         """Put a checkpoint back into the job; returns the steps it holds and the tally as it was."""
         _check_same(job, found.manifest)
         loaded = checkpoint.load(found)
@@ -106,6 +116,8 @@ class Saver:
             for name, value in loaded.tensors.items():
                 tensors[name].copy_(value)
         job.master.load_optimizer_state(loaded.optimizer)
+        if early_stopping is not None and loaded.optimizer["early_stopping"] is not None:
+            early_stopping.load(loaded.optimizer["early_stopping"])
         job.feeder.quarantined |= set(found.manifest["quarantined"])
         self.journal.rollback_to(found.manifest["journal_position"])
         return int(found.manifest["step"]), Tally.from_plain(found.manifest["tally"])

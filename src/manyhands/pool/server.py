@@ -241,17 +241,18 @@ class CentralServer:
 
     async def _serve(self, job: Job) -> Report:
         self._loop = asyncio.get_running_loop()
+        early = self._early_stopping()
         saver, found = Saver.open(self.checkpoint_dir, self.resume, self._clock)
         gate = Gate(saver.path / "gate", self._clock)
         known: KnownFile | None = None
         listener: Listener | None = None
         try:
-            step, tally = saver.restore(job, found) if found is not None else (0, Tally())
+            step, tally = saver.restore(job, found, early) if found is not None else (0, Tally())
             job.master.moving.attach()
             job.feeder.start()
             coordinator = Coordinator(job, saver, saver.journal.begin_incarnation(), step, tally, self._clock)
             gate.open()
-            hooks = self._hooks()
+            hooks = self._hooks(early)
             listener = await self._listen(gate, coordinator, saver)
             run = Run(job, saver, coordinator, listener, gate, hooks, self._clock)
             if self._stop_asked:
@@ -269,6 +270,8 @@ class CentralServer:
                 known.remove()
             gate.close()
             saver.journal.close()
+            if self._run is None:
+                saver.withdraw()
 
     async def _listen(self, gate: Gate, coordinator: Coordinator, saver: Saver) -> Listener:
         async def ask(peer: Any, request: bytes) -> bytes:
@@ -309,10 +312,13 @@ class CentralServer:
         print(f"Paste this on each machine that should help:\n\n    {line}\n", flush=True)  # noqa: T201
         return known
 
-    def _hooks(self) -> Hooks:
+    def _early_stopping(self) -> EarlyStopping | None:
         rule = early_stopping(self._options.early_stopping)
         if rule is not None and self._val_dataset is None:
             raise UsageError("early_stopping needs val_dataset")
+        return EarlyStopping(**rule) if rule is not None else None
+
+    def _hooks(self, early: EarlyStopping | None) -> Hooks:
         options = self._options
         return Hooks(
             self._callbacks[0],
@@ -322,7 +328,7 @@ class CentralServer:
             Source(self._val_dataset, options.collate_fn, options.seed)
             if self._val_dataset is not None
             else None,
-            EarlyStopping(**rule) if rule is not None else None,
+            early,
         )
 
 

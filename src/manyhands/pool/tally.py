@@ -9,7 +9,11 @@ from typing import Any
 
 @dataclass
 class Tally:
-    """Counts of committed work; saved in each checkpoint, so that they survive with the weights."""
+    """Counts of committed work; saved in each checkpoint, so that they survive with the weights.
+
+    ``epoch_loss`` is the sum over the running epoch's samples so far; ``strict_class`` the numeric class that a
+    ``numerics="strict"`` run was begun with.
+    """
 
     samples_applied: int = 0
     skipped: int = 0
@@ -18,6 +22,10 @@ class Tally:
     refused: int = 0
     seconds: float = 0.0
     final_loss: float | None = None
+    epoch_loss: float = 0.0
+    epoch_samples: int = 0
+    strict_class: str | None = None
+    stopped_early: bool = False
     nodes_seen: set[str] = field(default_factory=set)
     numeric_classes: dict[str, int] = field(default_factory=dict)
     history: dict[str, list[Any]] = field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +83,14 @@ class EarlyStopping:
             return False
         self.waited += 1
         return self.waited >= self.patience
+
+    def to_plain(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: tensors and plain values."""
+        return {"best": self.best, "waited": self.waited, "best_state": self.best_state}
+
+    def load(self, plain: Mapping[str, Any]) -> None:
+        """Back from a checkpoint."""
+        self.best, self.waited, self.best_state = plain["best"], plain["waited"], plain["best_state"]
 
     def restore(self, model: nn.Module) -> None:
         """Put the best weights back."""

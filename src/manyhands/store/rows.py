@@ -24,12 +24,15 @@ class Credit(msgspec.Struct, frozen=True, gc=False):
 
 
 class Commit(msgspec.Struct, frozen=True, gc=False):
-    """One optimizer step that happened; `weights_hash` (hexadecimal) is given every few steps, else None."""
+    """One optimizer step that happened.
+
+    `loss` is None where a loop of the user's own told none; `weights_hash` (hexadecimal) comes every few steps.
+    """
 
     step: int
     epoch: int
     samples: int
-    loss: float
+    loss: float | None
     weights_hash: str | None = None
 
 

@@ -56,6 +56,38 @@ def mutated_since(state: ModelState, before: Mapping[str, Tensor]) -> dict[str, 
     return {name: _fold(state.buffers[name], name in norms) for name in changed}
 
 
+class StillBuffers:
+    """Buffers that the run's first leaf left alone; no leaf may change them, as nobody would hear of it."""
+
+    def __init__(self, buffers: Mapping[str, Tensor]) -> None:
+        self._buffers = dict(buffers)
+        self.mark()
+
+    def mark(self) -> None:
+        """They may have been written to until now."""
+        self._versions = [buffer._version for buffer in self._buffers.values()]
+
+    def check(self) -> None:
+        """UsageError naming the first that was written to since the last call or mark."""
+        before = self._versions
+        self.mark()
+        if self._versions == before:
+            return
+        changed = next(
+            name for name, old, new in zip(self._buffers, before, self._versions, strict=True) if old != new
+        )
+        raise UsageError(
+            f"buffer {changed} was changed by this micro-batch, and the run's first one left it alone: what only "
+            "some micro-batches change cannot be summed the same way everywhere. Change it in each forward in "
+            "training mode, or never"
+        )
+
+
+def still_buffers(state: ModelState, folds: Mapping[str, Fold]) -> StillBuffers:
+    """A watch over the buffers of `state` that do not travel. Batch statistics always do."""
+    return StillBuffers({name: buffer for name, buffer in state.buffers.items() if name not in folds})
+
+
 def _norm_statistics(state: ModelState) -> frozenset[str]:
     return frozenset(
         f"{path}.{name}".removeprefix(".")

@@ -7,6 +7,7 @@ reproduced. The sum over leaves is a recursion over halves, which is the tree th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,20 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from manyhands.errors import NonFinite
 from manyhands.training.batch import collate
 from manyhands.training.buffers import Fold, batch_norms, mutated_since, snapshot
 from manyhands.training.objective import Objective
 from manyhands.training.optimizer import OptimizerFactory, SchedulerFactory, build_optimizer, build_scheduler
+from manyhands.training.scale import LossScale
 from manyhands.training.seeds import derive, epoch_order, generators
 from manyhands.training.state import ModelState, weights_sha256
-from manyhands.training.step import Leaf, Precision, leaf_gradient
+from manyhands.training.step import Leaf, LeafGradient, Precision, leaf_gradient
 
 Gradients = list[Tensor | None]
 
 
 @dataclass(frozen=True)
 class ReferenceReport:
-    """What one process made of the same job; ``losses`` holds one value a step."""
+    """What one process made of the same job; ``losses`` holds one value a step, NaN for a skipped one."""
 
     weights_sha256: str
     losses: list[float]
@@ -60,6 +63,7 @@ def reference(
     objective = Objective(criterion, weight)
     opt = build_optimizer(optimizer, state)
     lrs = build_scheduler(scheduler, opt)
+    scale = LossScale.of(precision)
     losses: list[float] = []
     samples = 0
     for epoch in range(epochs):
@@ -70,11 +74,16 @@ def reference(
                 break
             leaves = _cut(indices, -(-batch_size // micro_batches), bool(batch_norms(model)))
             batches = [_load(dataset, leaf, collate_fn, seed, epoch) for leaf in leaves]
-            losses.append(_step(state, objective, batches, len(losses), seed, precision, clip_norm))
-            opt.step()
+            loss = _step(state, objective, batches, len(losses), seed, precision, clip_norm, scale.value)
+            losses.append(loss)
+            if math.isnan(loss):
+                scale.overflowed()
+            else:
+                opt.step()
+                scale.committed()
             if lrs is not None:
                 lrs.step()
-            samples += len(indices)
+            samples += 0 if math.isnan(loss) else len(indices)
     for parameter in model.parameters():
         parameter.grad = None
     return ReferenceReport(weights_sha256(model), losses, samples, len(losses))
@@ -104,8 +113,12 @@ def _step(
     seed: int,
     precision: Precision,
     max_norm: float | None,
+    scale: float,
 ) -> float:
-    """Gradients of one global batch into ``.grad``, buffers into the model; returns the mean loss."""
+    """Gradients of one global batch into ``.grad``, buffers into the model; returns the mean loss.
+
+    NaN, with nothing changed, where an fp16 leaf overflowed; NonFinite where one of another precision did.
+    """
     before = {name: buffer.clone() for name, buffer in state.buffers.items()}
     weights = [objective.weigh(batch) for batch in batches]
     losses: list[float] = []
@@ -116,11 +129,16 @@ def _step(
         _restore(state, before)
         marks = snapshot(state)
         result = leaf_gradient(
-            state, objective, batch, Leaf(step, number, w), run_seed=seed, precision=precision
+            state, objective, batch, Leaf(step, number, w, scale), run_seed=seed, precision=precision
         )
+        if not _is_finite(result):
+            _restore(state, before)
+            if precision != "fp16":
+                raise NonFinite(f"micro-batch {number} of step {step} is not finite")
+            return math.nan
         folds |= mutated_since(state, marks)
         losses.append(result.loss * w)
-        leaves.append([None if g is None else _wide(g) * w for g in result.gradients])
+        leaves.append([None if g is None else _wide(g) * (w / scale) for g in result.gradients])
         after.append({name: buffer.clone() for name, buffer in state.buffers.items()})
     divisor = 1.0 if objective.is_sum else sum(weights)
     for parameter, total in zip(state.trainable.values(), _tree(leaves, _add_gradients), strict=True):
@@ -130,6 +148,11 @@ def _step(
     if max_norm is not None:
         torch.nn.utils.clip_grad_norm_(list(state.trainable.values()), max_norm)
     return sum(losses) / divisor if divisor else 0.0
+
+
+def _is_finite(result: LeafGradient) -> bool:
+    gradients = [g for g in result.gradients if g is not None]
+    return math.isfinite(result.loss) and all(bool(torch.isfinite(g).all()) for g in gradients)
 
 
 def _wide(gradient: Tensor) -> Tensor:

@@ -1,0 +1,42 @@
+"""Lines for whoever waits: for whom, and what to run there. On stderr, at once and then every half minute."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from manyhands.clock import Clock
+
+EVERY_SECONDS = 30.0
+
+
+class Waiting:
+    """One wait; `over` ends it, and the next `say` begins another."""
+
+    def __init__(
+        self, clock: Clock, stream: TextIO | None = None, every_seconds: float = EVERY_SECONDS
+    ) -> None:
+        self._clock = clock
+        self._stream = stream
+        self._every = every_seconds
+        self._since: float | None = None
+        self._said: float | None = None
+
+    def say(self, text: str) -> None:
+        """Print `text`, unless a line was printed less than `every_seconds` ago. Cheap enough to call often."""
+        now = self._clock.monotonic()
+        if self._since is None:
+            self._since = now
+        if self._said is not None and now - self._said < self._every:
+            return
+        self._said = now
+        print(f"manyhands: {text}", file=self._stream or sys.stderr, flush=True)
+
+    @property
+    def seconds(self) -> float:
+        """How long this wait has taken."""
+        return 0.0 if self._since is None else self._clock.monotonic() - self._since
+
+    def over(self) -> None:
+        """What was waited for is here."""
+        self._since = self._said = None
