@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from manyhands.errors import BadSample, UsageError
-from manyhands.pool.data import Feeder, Source, dataset_length
+from manyhands.pool.data import Feeder, LeafLoader, Source, dataset_length
 from manyhands.pool.plan import RunPlan
 from manyhands.tensors import frame
 from manyhands.training.objective import Objective
@@ -35,8 +35,8 @@ class Bad(Random):
 PLAN = RunPlan(20, 8, 4, 2)
 
 
-def feeder(dataset: Any, plan: RunPlan = PLAN, **options: Any) -> Feeder:
-    return Feeder(plan, Source(dataset, None, plan.seed), Objective(), **options)
+def feeder(dataset: Any, plan: RunPlan = PLAN, *, ship: bool = True, **options: Any) -> Feeder:
+    return Feeder(plan, LeafLoader(Source(dataset, None, plan.seed), Objective(), ship), **options)
 
 
 def test_random_items_are_the_same_whenever_they_are_fetched() -> None:
@@ -81,7 +81,7 @@ def test_nodes_that_hold_the_data_are_sent_no_frames() -> None:
             raise AssertionError("the weight is known without loading")
 
     source = Source(Counting(), None, 0)
-    by_samples = Feeder(PLAN, source, Objective(torch.nn.MSELoss()), ship=False)
+    by_samples = Feeder(PLAN, LeafLoader(source, Objective(torch.nn.MSELoss()), False))
     assert [leaf.weight for leaf in by_samples.load(0).leaves] == [2.0] * 4
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import TensorDataset
 
 from manyhands.clock import Clock, SystemClock
 from manyhands.errors import BadSample, UsageError
+from manyhands.pool.loaders import Loaders
 from manyhands.pool.plan import RunPlan, StepPlan
 from manyhands.tensors import frame
 from manyhands.training.batch import Batch, collate
@@ -26,7 +27,7 @@ from manyhands.training.objective import Objective
 from manyhands.training.seeds import derive, generators
 
 AHEAD_STEPS = 3
-"""How many steps are prepared before they are needed."""
+"""How many steps are prepared before they are needed, where ``queue_size`` leaves allow it."""
 
 QUICK_SECONDS = 0.002
 """A step that loads faster than this is loaded on the event loop."""
@@ -101,6 +102,23 @@ def dataset_length(dataset: Any) -> int:
     return len(dataset)
 
 
+@dataclass(frozen=True)
+class LeafLoader:
+    """How one leaf becomes what is leased; a plain value, so that worker processes can be given it."""
+
+    source: Source
+    objective: Objective
+    ship: bool
+
+    def __call__(self, epoch: int, indices: tuple[int, ...]) -> LeafData:
+        """Load, weigh and frame; BadSample names the item that raised."""
+        if not self.ship and self.objective.counts_samples:
+            return LeafData(indices, 1.0 if self.objective.is_sum else float(len(indices)), None)
+        batch = self.source.load(epoch, indices)
+        weight = self.objective.weigh(batch)
+        return LeafData(indices, weight, frame.encode(batch).to_bytes() if self.ship else None)
+
+
 class Feeder:
     """Prepares steps in order: on a thread of its own, or between two steps where that takes no time.
 
@@ -111,21 +129,20 @@ class Feeder:
     def __init__(
         self,
         plan: RunPlan,
-        source: Source,
-        objective: Objective,
+        load: LeafLoader,
         *,
-        ship: bool = True,
         on_bad_sample: Literal["stop", "quarantine"] = "stop",
-        quarantined: set[int] | None = None,
+        num_workers: int = 0,
+        queue_size: int = 1000,
         clock: Clock | None = None,
     ) -> None:
         self._plan = plan
-        self._source = source
-        self._objective = objective
-        self._ship = ship
+        self._load_leaf = load
+        self._loaders = Loaders(load, num_workers) if num_workers else None
+        self._ahead = max(1, min(AHEAD_STEPS, queue_size // plan.micro_batches))
         self._quarantine = on_bad_sample == "quarantine"
         self._clock = clock or SystemClock()
-        self.quarantined = set(quarantined or ())
+        self.quarantined: set[int] = set()
         self._order: tuple[int, list[int]] = (-1, [])
         self._pending: dict[int, Future[StepData]] = {}
         self._seconds = math.inf
@@ -134,6 +151,8 @@ class Feeder:
     def start(self) -> None:
         """Begin to work ahead when the first step is asked for."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="manyhands-feeder")
+        if self._loaders is not None:
+            self._loaders.start()
 
     def step(self, step: int) -> Future[StepData]:
         """The data of `step`, perhaps not ready yet."""
@@ -146,11 +165,12 @@ class Feeder:
         """Prepare the steps behind `step`, and forget those before it. Call it while nodes compute."""
         for old in [number for number in self._pending if number < step]:
             del self._pending[old]
-        if self._seconds < QUICK_SECONDS and all(future.done() for future in self._pending.values()):
+        quick = self._seconds < QUICK_SECONDS and self._loaders is None
+        if quick and all(future.done() for future in self._pending.values()):
             if step + 1 < self._plan.num_steps and step + 1 not in self._pending:
                 self._pending[step + 1] = self._load_here(step + 1)
             return
-        for number in range(step + 1, min(step + 1 + AHEAD_STEPS, self._plan.num_steps)):
+        for number in range(step + 1, min(step + 1 + self._ahead, self._plan.num_steps)):
             self.step(number)
 
     def quarantine(self, step: int, index: int) -> None:
@@ -178,6 +198,8 @@ class Feeder:
         """End the thread; an item that is being fetched is waited for."""
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
+        if self._loaders is not None:
+            self._loaders.close()
 
     def load(self, step: int) -> StepData:
         """Prepare one step now, on the calling thread."""
@@ -195,16 +217,19 @@ class Feeder:
         while True:
             cut = self._plan.step(step, self._order[1], self.quarantined)
             try:
-                return StepData(cut, tuple(self._leaf(epoch, indices) for indices in cut.leaves), found)
+                return StepData(cut, tuple(self._leaves(epoch, cut)), found)
             except BadSample as error:
                 if not self._quarantine:
                     raise
                 self.quarantined.add(error.index)
                 found[error.index] = str(error.__cause__)
 
-    def _leaf(self, epoch: int, indices: tuple[int, ...]) -> LeafData:
-        if not self._ship and self._objective.counts_samples:
-            return LeafData(indices, 1.0 if self._objective.is_sum else float(len(indices)), None)
-        batch = self._source.load(epoch, indices)
-        weight = self._objective.weigh(batch)
-        return LeafData(indices, weight, frame.encode(batch).to_bytes() if self._ship else None)
+    def _leaves(self, epoch: int, cut: StepPlan) -> list[LeafData]:
+        if self._loaders is not None:
+            return self._loaders.map(epoch, cut.leaves)
+        return [self._load_leaf(epoch, indices) for indices in cut.leaves]
+
+    @property
+    def note(self) -> str | None:
+        """What the user must hear of how the data is loaded."""
+        return self._loaders.note if self._loaders is not None else None

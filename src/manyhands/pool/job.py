@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from manyhands.errors import BadSample, UsageError
-from manyhands.pool.data import Feeder, Source, dataset_length
+from manyhands.pool.data import Feeder, LeafLoader, Source, dataset_length
 from manyhands.pool.master import Master
 from manyhands.pool.options import PoolOptions, check_options
 from manyhands.pool.plan import RunPlan, check_plan
@@ -91,10 +91,10 @@ def prepare(
     seed = derive(options.seed, "probe")
     feeder = Feeder(
         plan,
-        source,
-        objective,
-        ship=options.data == "ship",
+        LeafLoader(source, objective, options.data == "ship"),
         on_bad_sample=options.on_bad_sample,
+        num_workers=options.num_workers,
+        queue_size=options.queue_size,
     )
     own = _own_class(state, objective, master, leaves, seed, options)
     return Job(options, plan, state, objective, source, master, feeder, leaves, seed, own, tuple(notes))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from manyhands.errors import UsageError
+from manyhands.pool import checks
 from manyhands.training.step import Precision, check_precision
 
 Data = Literal["ship", "local"]
@@ -68,16 +69,18 @@ def check_options(options: PoolOptions) -> None:
             "work in the dataset"
         )
     check_precision(options.precision)
-    if not 0.0 <= options.verify <= 1.0:
-        raise UsageError(f"verify={options.verify} must be a share of the leases, from 0.0 to 1.0")
-    if options.clip_norm is not None and not options.clip_norm > 0:
-        raise UsageError(f"clip_norm={options.clip_norm} must be greater than 0, or None")
-    if options.checkpoint_interval <= 0:
-        raise UsageError(f"checkpoint_interval={options.checkpoint_interval} must be more than 0 minutes")
-    if options.val_every is not None and options.val_every < 1:
-        raise UsageError(
-            f"val_every={options.val_every} must be a number of steps of at least 1, or None for each epoch"
-        )
+    checks.whole("seed", options.seed, -(1 << 63), (1 << 63) - 1)  # as it travels
+    checks.number("verify", options.verify, 0.0, 1.0)
+    if options.num_workers < 0:
+        raise UsageError(f"num_workers={options.num_workers} must be 0 (load here) or a number of processes")
+    if options.queue_size < 1:
+        raise UsageError(f"queue_size={options.queue_size} must be at least 1 prepared micro-batch")
+    if options.clip_norm is not None:
+        checks.number("clip_norm", options.clip_norm, 0.0, above=True)
+    checks.number("checkpoint_interval", options.checkpoint_interval, 0.0, above=True)
+    if options.val_every is not None:
+        checks.whole("val_every", options.val_every, 1)
+    checks.callables(collate_fn=options.collate_fn, weight=options.weight)
     early_stopping(options.early_stopping)
 
 
@@ -85,9 +88,14 @@ def early_stopping(given: dict[str, Any] | None) -> dict[str, Any] | None:
     """The rule with its defaults filled in; UsageError for an unknown key."""
     if given is None:
         return None
+    if not isinstance(given, dict):
+        raise UsageError(f"early_stopping={given!r} must be a dict with some of {', '.join(_EARLY)}")
     unknown = set(given) - set(_EARLY)
     if unknown:
         raise UsageError(f"early_stopping has no {sorted(unknown)[0]!r}; it has {', '.join(_EARLY)}")
     if given.get("monitor", "val_loss") not in ("val_loss", "val_accuracy"):
         raise UsageError(f"early_stopping monitors val_loss or val_accuracy, not {given['monitor']!r}")
-    return {**_EARLY, **given}
+    rule = {**_EARLY, **given}
+    checks.whole("early_stopping's patience", rule["patience"], 1)
+    checks.number("early_stopping's min_delta", rule["min_delta"], 0.0)
+    return rule

@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from manyhands.errors import UsageError
+from manyhands.pool import checks
 from manyhands.training.seeds import epoch_order
 
 
@@ -103,11 +104,9 @@ def check_plan(plan: RunPlan) -> None:
     if plan.num_samples < 1:
         raise UsageError("the dataset is empty (len 0): there is nothing to train on")
     for name in ("batch_size", "micro_batches", "epochs"):
-        value = getattr(plan, name)
-        if not isinstance(value, int) or value < 1:
-            raise UsageError(f"{name}={value!r} must be a whole number of at least 1")
-    if plan.max_steps is not None and plan.max_steps < 1:
-        raise UsageError(f"max_steps={plan.max_steps} must be at least 1, or None")
+        checks.whole(name, getattr(plan, name), 1)
+    if plan.max_steps is not None:
+        checks.whole("max_steps", plan.max_steps, 1)
     if plan.micro_batches > plan.batch_size:
         raise UsageError(
             f"micro_batches={plan.micro_batches} is more than batch_size={plan.batch_size}: a micro-batch "

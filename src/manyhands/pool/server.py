@@ -13,14 +13,15 @@ from types import FrameType
 from typing import Any, Literal
 
 from torch import nn
+from torch.optim import Optimizer
 
 from manyhands.clock import Clock, SystemClock
 from manyhands.errors import RunFailed, UsageError
 from manyhands.observe.metrics import open_log
 from manyhands.observe.progress import open_progress
-from manyhands.pool import owner
+from manyhands.pool import checks, owner
 from manyhands.pool.coordinator import Coordinator
-from manyhands.pool.data import Source
+from manyhands.pool.data import Source, dataset_length
 from manyhands.pool.job import Job, prepare
 from manyhands.pool.options import Data, Numerics, OnBadSample, OnNonFinite, PoolOptions, early_stopping
 from manyhands.pool.run import Hooks, Run
@@ -154,6 +155,7 @@ class CentralServer:
             raise UsageError(
                 "this server was started before: make a new CentralServer, with resume=True to go on"
             )
+        self._check()
         if self.ip is not None and not self.secure and not is_loopback(self.ip):
             raise UsageError(
                 f"ip={self.ip!r} with secure=False would send weights and data in plain text over a "
@@ -171,6 +173,18 @@ class CentralServer:
         if self._over.is_set() and isinstance(self._outcome, BaseException):
             raise self._outcome
         return self.wait() if block else None
+
+    def _check(self) -> None:
+        """UsageError for what would only fail when it is used first, hours from now."""
+        checks.whole("port", self.port, 0, 65535)
+        if self.resume not in (True, False, "auto"):
+            raise UsageError(f'resume={self.resume!r} must be True, False or "auto"')
+        on_step, on_epoch = self._callbacks
+        factory = None if isinstance(self._optimizer, Optimizer) else self._optimizer
+        checks.callables(on_step=on_step, on_epoch=on_epoch, criterion=self._criterion)
+        checks.callables(optimizer=factory, scheduler=self._scheduler)
+        if self._val_dataset is not None and dataset_length(self._val_dataset) < 1:
+            raise UsageError("val_dataset is empty (len 0): leave it None to train without validation")
 
     def wait(self) -> Report:
         """Block until the run ends; its report, or its error."""
@@ -299,7 +313,8 @@ class CentralServer:
         raise AssertionError("the last port raises")
 
     def _announce(self, run: Run, saver: Saver) -> KnownFile | None:
-        for note in saver.notes + list(run.job.notes):
+        loading = [run.job.feeder.note] if run.job.feeder.note else []
+        for note in [*saver.notes, *run.job.notes, *loading]:
             print(f"manyhands: {note}", file=sys.stderr)  # noqa: T201 - what a user must see
         if not self.secure:
             return None
