@@ -12,7 +12,6 @@ import random
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,22 +23,19 @@ from manyhands.fleet import messages as m
 from manyhands.fleet import tree
 from manyhands.fleet.uplink import Stream, Uplink
 from manyhands.observe.waiting import Waiting
+from manyhands.pool.byhand import by_name, in_order
+from manyhands.pool.dialling import DEFAULT_ADDRESS, Dialler
 from manyhands.pool.engagement import Engagement, Offer
 from manyhands.pool.lane import LeafBroken, LeafReady, SumReady
 from manyhands.pool.meter import LeaseMeter
 from manyhands.release import __version__
 from manyhands.settings import load
-from manyhands.settings.paths import state_dir
 from manyhands.training.device import pick_device
-from manyhands.wire.address import parse_address
 from manyhands.wire.backoff import delays
-from manyhands.wire.dialer import Connection, dial
-from manyhands.wire.known import find_invite, read_invite
-from manyhands.wire.nodekey import NodeKey
+from manyhands.wire.dialer import Connection
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_ADDRESS = ("localhost", 5555)
 LossCallback = Callable[[float, int], Any]
 NetworkCallback = Callable[..., Any]
 
@@ -70,18 +66,15 @@ class TrainingNode:
         name: str | None = None,
     ) -> None:
         self.model = model
-        self._address = server_address
-        self._secure = secure
         self._collect_metrics = collect_metrics
         self._compress = compress_gradients
         self._device = device
         self._criterion = criterion
         self._optimizer = (optimizer_class, optimizer_kwargs)
-        self._invite = invite
         self._dataset = dataset
         self._name = name or socket.gethostname()
         self._clock: Clock = SystemClock()
-        self._key: NodeKey | None = None
+        self._dialler = Dialler(server_address, invite, secure=secure)
         self._connection: Connection | None = None
         self._uplink: Uplink | None = None
         self._engagement: Engagement | None = None
@@ -233,7 +226,7 @@ class TrainingNode:
         batch_id = granted.step * engagement.welcome.micro_batches + leaf
         self._leases[batch_id] = granted
         engagement.lane.begin_leaf(granted.step, leaf)
-        batch = {"batch_id": batch_id, **_by_name(engagement.batch(granted.step, leaf))}
+        batch = {"batch_id": batch_id, **by_name(engagement.batch(granted.step, leaf))}
         return (batch, self._meter.lap(self._require_uplink())) if self._collect_metrics else batch
 
     def send_gradients(
@@ -251,7 +244,7 @@ class TrainingNode:
                 f"batch {batch_id} is not leased to this node: it was sent before, or get_batch gave "
                 "another id"
             )
-        ordered = _in_order(gradients, dict(engagement.lane.state.parameters))
+        ordered = in_order(gradients, dict(engagement.lane.state.parameters))
         del self._leases[batch_id]  # only now: after a UsageError the caller may try again
         leaf, weight = granted.weights[0]
         partial = engagement.lane.sum_of(ordered, weight)
@@ -268,9 +261,7 @@ class TrainingNode:
                 self._uplink.finish()  # what was sent before still goes out
         self._leases.clear()
         self._disconnect()
-        if self._key is not None:
-            self._key.release()
-            self._key = None
+        self._dialler.release()
 
     # ---- connection ----
 
@@ -295,35 +286,12 @@ class TrainingNode:
             manual,
             self._compress,
         )
-        self._connection = self._dial()
+        self._connection = self._dialler.dial()
         limit = _body_limit(self.model)
         self._uplink = Uplink(self._open_stream(self._connection), max_body_bytes=limit)
         self._engagement = Engagement(offer, self._uplink)
         self._engagement.greet()
         self._meter.start()
-
-    def _dial(self) -> Connection:
-        settings = load()
-        timeout = settings.network.timeout
-        if isinstance(self._address, str) and self._address.strip().startswith(("mh://", "@")):
-            return dial(read_invite(self._address), key=self._claim_key(), timeout_seconds=timeout)
-        host, port = (
-            parse_address(self._address, DEFAULT_ADDRESS[1])
-            if isinstance(self._address, str)
-            else self._address
-        )
-        if not self._secure:
-            return dial((host, port), secure=False, timeout_seconds=timeout)
-        given = settings.invite.get_secret_value() if settings.invite else None
-        invite = find_invite(self._invite, given, state_dir(), port)
-        if tuple(self._address) != DEFAULT_ADDRESS or (self._invite is None and given is None):
-            invite = invite.with_address(host, port)
-        return dial(invite, key=self._claim_key(), timeout_seconds=timeout)
-
-    def _claim_key(self) -> NodeKey:
-        if self._key is None:
-            self._key = NodeKey.claim(Path(state_dir()) / "keys")
-        return self._key
 
     def _open_stream(self, connection: Connection) -> Stream:
         """The stream to the coordinator; a test's node puts one that fails on purpose in its place."""
@@ -350,50 +318,6 @@ class TrainingNode:
 
 def _not_finite(granted: m.Granted, broken: LeafBroken) -> m.NotFinite:
     return m.NotFinite(granted.lease, granted.incarnation, broken.leaf, broken.digest, broken.where)
-
-
-def _by_name(batch: Any) -> dict[str, Any]:
-    """The keys of a custom loop's batch: the item's own, or inputs and targets."""
-    if isinstance(batch, Mapping):
-        return dict(batch)
-    if isinstance(batch, Tensor):
-        return {"inputs": batch}
-    *inputs, targets = batch
-    return {"inputs": inputs[0] if len(inputs) == 1 else tuple(inputs), "targets": targets}
-
-
-def _in_order(
-    gradients: Sequence[Tensor | None] | Mapping[str, Tensor | None], parameters: Mapping[str, nn.Parameter]
-) -> list[Tensor | None]:
-    """Gradients of the trainable parameters, in their order; UsageError names what does not fit."""
-    if isinstance(gradients, Mapping):
-        unknown = sorted(set(gradients) - set(parameters))
-        if unknown:
-            raise UsageError(f"gradients name {unknown[0]!r}, which is no parameter of the model")
-        rows = [(name, p, gradients.get(name)) for name, p in parameters.items() if p.requires_grad]
-    else:
-        trainable = [(name, p) for name, p in parameters.items() if p.requires_grad]
-        expected = trainable if len(gradients) == len(trainable) else list(parameters.items())
-        if len(gradients) != len(expected):
-            raise UsageError(
-                f"{len(gradients)} gradients were given for {len(expected)} parameters, in parameters() order"
-            )
-        rows = [(name, p, g) for (name, p), g in zip(expected, gradients, strict=True) if p.requires_grad]
-    for name, parameter, gradient in rows:
-        if gradient is not None and not isinstance(gradient, Tensor):
-            raise UsageError(f"the gradient of {name} is a {type(gradient).__name__}, not a tensor or None")
-        if gradient is not None and gradient.layout is not torch.strided:
-            raise UsageError(
-                f"the gradient of {name} is sparse, which is not summed exactly: give a dense one"
-            )
-        if gradient is not None and gradient.shape != parameter.shape:
-            raise UsageError(
-                f"the gradient of {name} is {tuple(gradient.shape)}, the parameter {tuple(parameter.shape)}"
-            )
-        if gradient is not None and gradient.dtype != parameter.dtype:  # a cast would change bits in silence
-            ours, theirs = (str(dtype).removeprefix("torch.") for dtype in (parameter.dtype, gradient.dtype))
-            raise UsageError(f"the gradient of {name} is {theirs}, the parameter {ours}")
-    return [gradient for _, _, gradient in rows]
 
 
 def _body_limit(model: nn.Module) -> int:

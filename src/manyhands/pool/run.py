@@ -230,6 +230,10 @@ class Run:
         try:
             if not self.coordinator.is_torn:
                 await self._save_now()
+        except ManyhandsError as error:
+            if ending.ok:
+                self.state, ending = "failed", m.Finished(str(error)[:1900], ok=False)
+            raise
         finally:
             await self.coordinator.dismiss(ending)
             await self.listener.stop(0.5)

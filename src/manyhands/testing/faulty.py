@@ -13,6 +13,7 @@ from typing import Any
 from manyhands.errors import ManyhandsError
 from manyhands.fleet import messages as m
 from manyhands.fleet.uplink import Stream
+from manyhands.pool.dialling import Dialler
 from manyhands.pool.node import TrainingNode
 from manyhands.settings import state_dir
 from manyhands.testing.channel import Channel
@@ -25,8 +26,18 @@ _LEAST_CHUNK_BYTES = 4096
 _CRC_AT = 12
 
 
+class _LocalDialler(Dialler):
+    """Reads the invite that the local coordinator left, whenever it dials."""
+
+    def dial(self) -> Connection:
+        if self.secure:
+            known = known_invite(state_dir(), self.address[1])  # type: ignore[arg-type]
+            self.invite = str(known) if known is not None else self.invite
+        return super().dial()
+
+
 class ClusterNode(TrainingNode):
-    """A node of a cluster: reads the invite that the local coordinator left, whenever it dials."""
+    """A node of a cluster, with a script of what goes wrong in it."""
 
     _script: Script
     _channel: Channel
@@ -35,15 +46,12 @@ class ClusterNode(TrainingNode):
     def prepare(self, faults: tuple[Fault, ...], channel: Channel) -> None:
         """Give it its script, before ``train``."""
         self._script, self._channel = Script(faults), channel
+        self._dialler = _LocalDialler(
+            self._dialler.address, self._dialler.invite, secure=self._dialler.secure
+        )
         if any(fault.at == "computing" for fault in faults):
             assert self.model is not None
             self.model.register_forward_hook(self._computing)
-
-    def _dial(self) -> Connection:
-        if self._secure:
-            known = known_invite(state_dir(), self._address[1])  # type: ignore[arg-type]
-            self._invite = str(known) if known is not None else self._invite
-        return super()._dial()
 
     def _open_stream(self, connection: Connection) -> Stream:
         self._stream = FaultyStream(connection, self._script, self._channel)
