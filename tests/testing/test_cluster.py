@@ -29,8 +29,8 @@ def undisturbed() -> str:
 def test_faults_fire_in_real_processes_and_change_no_bit(undisturbed):
     scripts = [
         [Fault(at="computing", step=4, action="kill")],
-        [Fault(at="half_sent", action="kill", count=6)],
-        [Fault(at="granted", action="stop", count=8)],
+        [Fault(at="half_sent", action="kill", count=3)],
+        [Fault(at="granted", action="stop", count=2)],
     ]
     before = own_children()
     with LocalCluster(f"{JOBS}:build", nodes=4, arguments={"epochs": 40}, faults=scripts) as cluster:

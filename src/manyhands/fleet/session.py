@@ -144,7 +144,9 @@ class Session:
         while (data := await self._link.read()) is not None:
             self.received_bytes += len(data)
             if len(self._outbox) > MAX_WAITING:
-                raise ProtocolError(f"{len(self._outbox)} messages wait for this node, which talks and reads none")
+                raise ProtocolError(
+                    f"{len(self._outbox)} messages wait for this node, which talks and reads none"
+                )
             envelope = unpack(data)
             if envelope.control:
                 for message in decode_from_node(envelope.control):

@@ -34,7 +34,7 @@ def receive(layout: GradientLayout, sums: StepSum, message: m.Delivered, body: B
     if present > layout.everyone:
         raise ProtocolError(f"a partial sum claims more than the model's {len(layout.parameters)} parameters")
     buffer = sums.buffer()
-    body.copy_into(buffer.body)
+    body.copy_to(buffer.bytes)
     return Arrival(Partial(buffer, present), message)
 
 

@@ -20,7 +20,6 @@ from manyhands.fleet.uplink import Lost, Uplink
 from manyhands.pool.data import Source
 from manyhands.pool.lane import Lane, LaneSpec, SumReady
 from manyhands.tensors import frame
-from manyhands.tensors.memory import bytes_of
 from manyhands.training import criteria, numerics
 from manyhands.training.batch import Batch
 from manyhands.training.buffers import Fold
@@ -202,7 +201,7 @@ class Engagement:
                 present,
                 ready.leaves,
             ),
-            bytes_of(partial.buffer.body),
+            partial.buffer.bytes,
         )
         self.lane.give_back(partial.buffer)
 
@@ -215,7 +214,7 @@ class Engagement:
     # ---- the inbox ----
 
     def _next(self) -> tuple[m.FromCoordinator, Body | None]:
-        item = self._uplink.inbox.get()
+        item = self._uplink.next()
         if isinstance(item, Lost):
             raise item.error
         return item
@@ -228,7 +227,7 @@ class Engagement:
                 raise ProtocolError(
                     f"a state of {body.num_bytes} bytes where this model's has {moving.layout.num_bytes}"
                 )
-            body.copy_into(moving.body)
+            body.copy_to(moving.bytes)
             self.lane.state_arrived()
         elif isinstance(message, m.Batch) and body is not None:
             self._batches[message.step, message.leaf] = frame.decode(body.to_tensor())

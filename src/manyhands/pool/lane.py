@@ -22,7 +22,6 @@ from manyhands.errors import ProtocolError
 from manyhands.fleet import tree
 from manyhands.fleet.messages import Granted, LeafDone
 from manyhands.pool.sums import StepSum
-from manyhands.tensors.memory import bytes_of
 from manyhands.training.batch import Batch
 from manyhands.training.buffers import Fold, still_buffers
 from manyhands.training.gradients import (
@@ -164,7 +163,7 @@ class Lane:
         partial = self.sum_of(result.gradients, leaf.weight / leaf.scale)
         if not (_is_number(result.loss) and witness(partial) is not None):
             where = first_non_finite(self.gradients, partial) or "the loss"
-            broken = LeafBroken(leaf.number, zlib.crc32(bytes_of(partial.buffer.body)), where)
+            broken = LeafBroken(leaf.number, zlib.crc32(partial.buffer.bytes), where)
             self.give_back(partial.buffer)
             return broken
         return result.loss, self._clock.monotonic() - started, partial

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from manyhands.fleet.messages import State, encode
 from manyhands.fleet.session import CHUNK_BYTES, Bulk
 from manyhands.pool.member import Member
-from manyhands.tensors.memory import bytes_of
 from manyhands.training.moving import MovingState
 from manyhands.wire.envelope import pack
 
@@ -21,7 +20,7 @@ class Push:
     """One version of the state, to some members."""
 
     def __init__(self, moving: MovingState, version: int, transfer: int, members: Sequence[Member]) -> None:
-        self._body = bytes_of(moving.body)
+        self._body = moving.bytes
         self._message = State(version, transfer, len(self._body))
         self._members = list(members)
         self._posted = 0

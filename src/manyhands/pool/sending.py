@@ -20,7 +20,6 @@ from manyhands.pool.data import StepData
 from manyhands.pool.job import Job
 from manyhands.pool.member import Member
 from manyhands.pool.push import Push, is_worth_it
-from manyhands.tensors.memory import bytes_of
 
 
 class Sender:
@@ -89,7 +88,7 @@ class Sender:
         if self._state is None or self._state[0] != step:
             moving, transfer = self._job.master.moving, self.transfer()
             message = m.State(step, transfer, moving.layout.num_bytes)
-            self._state = step, Bulk.of(message, transfer, bytes_of(moving.body), supersedes=True)
+            self._state = step, Bulk.of(message, transfer, moving.bytes, supersedes=True)
         return self._state[1]
 
     def _leaf(self, member: Member, data: StepData, leaf: int) -> None:

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from functools import lru_cache
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -39,6 +41,8 @@ VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 1 << 30
 MAX_SCHEMA_BYTES: Final = 16 << 20
 MAX_TENSORS: Final = 100_000
+MAX_KEPT_SCHEMA_BYTES: Final = 4096
+"""Larger schemas are read anew each time: what is kept of a peer's must be small."""
 _HEADER: Final = struct.Struct("<4sHHIIQ")
 HEADER_BYTES: Final = _HEADER.size
 
@@ -101,7 +105,9 @@ def encode(tree: Any) -> Frame:
             f"a batch of {len(leaves)} tensors; at most {MAX_TENSORS} may travel: stack some of them"
         )
     tensors = [memory.densified(leaf) for leaf in leaves]
-    schema = _SCHEMA_ENCODER.encode(Schema(structure, tuple([_entry(tensor) for tensor in tensors])))
+    schema = _SCHEMA_ENCODER.encode(
+        Schema(structure, tuple([_entry(t.dtype, t.shape, t.stride()) for t in tensors]))
+    )
     if len(schema) > MAX_SCHEMA_BYTES:
         raise UsageError(
             f"a batch without its tensors takes {len(schema)} bytes; at most {MAX_SCHEMA_BYTES} may travel: "
@@ -129,29 +135,25 @@ def decode(data: Data, *, max_bytes: int = MAX_FRAME_BYTES) -> Any:
     """
     view = _as_bytes(data)
     schema_end, body_start = _check_header(view, max_bytes)
-    try:
-        schema = _SCHEMA_DECODER.decode(view[HEADER_BYTES:schema_end])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(f"a frame's schema does not parse: {error}") from error
-    offsets = _check_schema(schema, view[body_start:])
-    if any(view[schema_end:body_start]):
-        raise ProtocolError(f"a frame's padding between bytes {schema_end} and {body_start} is not zero")
+    raw = bytes(view[HEADER_BYTES:schema_end])
+    # A stream's batches are nearly all alike, and a small schema costs more to check than its tensors do.
+    structure, slots = (_read if len(raw) <= MAX_KEPT_SCHEMA_BYTES else _read.__wrapped__)(raw)
+    _check_body(view, schema_end, body_start, slots)
     body = _aligned(view, body_start)
-    tensors = [
-        memory.tensor_over(body, offset, dtypes.DTYPES[entry.dtype], entry.shape, entry.strides)
-        for entry, offset in zip(schema.entries, offsets, strict=True)
-    ]
-    return rebuild(schema.structure, tensors)
+    return rebuild(
+        structure,
+        [memory.tensor_over(body, slot.start, slot.dtype, slot.shape, slot.strides) for slot in slots],
+    )
 
 
-def _entry(tensor: Tensor) -> Entry:
-    shape, strides = tuple(tensor.shape), tensor.stride()
-    name = dtypes.NAMES[tensor.dtype]
+@lru_cache(maxsize=256)
+def _entry(dtype: torch.dtype, shape: torch.Size, strides: tuple[int, ...]) -> Entry:
+    name = dtypes.NAMES[dtype]
     if problem := shape_problem(shape):
         raise UsageError(f"a tensor cannot travel: {problem}")
     # A dimension of size 1 may have any stride; bounded, it still tells channels_last from contiguous.
-    bounded = tuple(min(stride, tensor.numel()) for stride in strides)
-    if tensor.numel() == 0 or bounded == memory.contiguous_strides(shape):
+    bounded = tuple(min(stride, shape.numel()) for stride in strides)
+    if shape.numel() == 0 or bounded == memory.contiguous_strides(shape):
         return Entry(name, shape)
     return Entry(name, shape, bounded)
 
@@ -198,24 +200,52 @@ def _check_header(view: memoryview, max_bytes: int) -> tuple[int, int]:
     return schema_end, body_start
 
 
-def _check_schema(schema: Schema, body: memoryview) -> list[int]:
-    """The offset of each tensor, once all of them have been found to fill `body` exactly."""
-    offsets: list[int] = []
+class _Slot(NamedTuple):
+    """Where a tensor lies in the body: bytes [start, stop)."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None
+    start: int
+    stop: int
+
+
+@lru_cache(maxsize=64)
+def _read(raw: bytes) -> tuple[Structure, tuple[_Slot, ...]]:
+    """A schema, checked for itself: the tree, and where its tensors must lie."""
+    try:
+        schema = _SCHEMA_DECODER.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"a frame's schema does not parse: {error}") from error
+    slots: list[_Slot] = []
     end = 0
     for at, entry in enumerate(schema.entries):
         if problem := _entry_problem(entry):
             raise ProtocolError(f"tensor {at} of a frame: {problem}")
         start = padded(end)
-        offsets.append(start)
-        if any(body[end:start]):
-            raise ProtocolError(f"a frame's padding between bytes {end} and {start} of its body is not zero")
         end = start + entry.num_bytes
-    if end != len(body):
+        slots.append(_Slot(dtypes.DTYPES[entry.dtype], entry.shape, entry.strides, start, end))
+    check(schema.structure, [(slot.dtype, len(slot.shape)) for slot in slots])
+    return schema.structure, tuple(slots)
+
+
+def _check_body(view: memoryview, schema_end: int, body_start: int, slots: Sequence[_Slot]) -> None:
+    """ProtocolError unless the tensors fill the body exactly, with zeros between them."""
+    body_bytes = slots[-1].stop if slots else 0
+    if body_start + body_bytes != len(view):
         raise ProtocolError(
-            f"a frame's {len(offsets)} tensors need a body of {end} bytes, and it has {len(body)}"
+            f"a frame's {len(slots)} tensors need a body of {body_bytes} bytes, and it has "
+            f"{len(view) - body_start}"
         )
-    check(schema.structure, [(dtypes.DTYPES[entry.dtype], len(entry.shape)) for entry in schema.entries])
-    return offsets
+    if any(view[schema_end:body_start]):
+        raise ProtocolError(f"a frame's padding between bytes {schema_end} and {body_start} is not zero")
+    end = 0
+    for slot in slots:
+        if any(view[body_start + end : body_start + slot.start]):
+            raise ProtocolError(
+                f"a frame's padding between bytes {end} and {slot.start} of its body is not zero"
+            )
+        end = slot.stop
 
 
 def _entry_problem(entry: Entry) -> str | None:

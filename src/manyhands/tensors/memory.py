@@ -17,6 +17,11 @@ from torch import Tensor
 ALIGNMENT: Final = 64
 """Bytes; a cache line, an AVX-512 register, and what torch's CPU allocator gives."""
 
+# What a memoryview can cast: numpy's native numbers.
+_CASTABLE: Final = frozenset(
+    {torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool}
+)
+
 Strides = tuple[int, ...]
 Bytes = npt.NDArray[np.uint8]
 
@@ -68,11 +73,25 @@ def densified(tensor: Tensor) -> Tensor:
 
     Memory order is kept (channels_last stays so); a lazy conjugate or negative is written out.
     """
+    if type(tensor) is Tensor and _is_plain(tensor):
+        return tensor
     plain = tensor.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg()
     if plain.numel() == 0 or is_dense(plain.shape, plain.stride()):
         return plain
     copy = plain.clone(memory_format=torch.preserve_format)
     return copy if is_dense(copy.shape, copy.stride()) else copy.contiguous()
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether nothing is to be done: the most common tensors, told apart in a microsecond."""
+    return (
+        tensor.is_cpu
+        and not tensor.requires_grad
+        and tensor.is_contiguous()
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+        and tensor.layout is torch.strided
+    )
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
@@ -82,9 +101,12 @@ def bytes_of(tensor: Tensor) -> memoryview:
     """
     if tensor.numel() == 0:
         return memoryview(b"")
+    if tensor.dtype in _CASTABLE and tensor.is_contiguous():
+        array: Any = tensor.numpy()
+        return memoryview(array).cast("B")  # the same in a quarter of the time
     flat = tensor.as_strided((tensor.numel(),), (1,))
-    array: Bytes = flat.view(torch.uint8).numpy()
-    return array.data
+    raw: Bytes = flat.view(torch.uint8).numpy()
+    return raw.data
 
 
 def tensor_over(
@@ -101,7 +123,7 @@ def tensor_over(
     # Each tensor stands on a storage of its own. Slices of one body would share one version counter, and
     # writing to the labels would then void what autograd saved of the inputs.
     flat = torch.from_numpy(memory[offset : offset + num_bytes]).view(dtype)
-    return flat.as_strided(tuple(shape), contiguous_strides(shape) if strides is None else strides)
+    return flat.view(tuple(shape)) if strides is None else flat.as_strided(tuple(shape), strides)
 
 
 def is_aligned(memory: npt.NDArray[Any]) -> bool:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from manyhands.errors import ProtocolError
 from manyhands.tensors.layout import Layout
+from manyhands.tensors.memory import bytes_of
 from manyhands.training.buffers import Fold
 from manyhands.training.state import ModelState
 
@@ -44,7 +45,7 @@ class Region(NamedTuple):
 
 
 class SumBuffer(NamedTuple):
-    """Memory for one partial sum: the body (uint8, aligned), its tensors, and its regions as flat tensors.
+    """Memory for one partial sum: the body (uint8, aligned), its tensors, its regions as flat tensors, its bytes.
 
     Made once and used again, so that the views are not made for every leaf.
     """
@@ -52,6 +53,7 @@ class SumBuffer(NamedTuple):
     body: Tensor
     views: list[Tensor]
     regions: list[tuple[Region, Tensor]]
+    bytes: memoryview
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -96,7 +98,7 @@ class GradientLayout:
         """A buffer of zeros; its padding must stay zero, since whole regions are added and checked."""
         body = self.layout.allocate().zero_()
         regions = [(region, body[region.start : region.stop].view(region.dtype)) for region in self.regions]
-        return SumBuffer(body, self.layout.views(body), regions)
+        return SumBuffer(body, self.layout.views(body), regions, bytes_of(body))
 
 
 def _regions(layout: Layout, folds: Mapping[str, Fold]) -> tuple[Region, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from manyhands.tensors.layout import Layout
+from manyhands.tensors.memory import bytes_of
 from manyhands.training.state import ModelState
 
 
@@ -22,6 +23,7 @@ class MovingState:
         self.state = state
         self.layout: Layout = state.layout(state.moving(mutated))
         self.body: Tensor = self.layout.allocate().zero_()
+        self.bytes = bytes_of(self.body)
         self.is_attached = False
         """Whether the model's tensors are views of the body now."""
 

@@ -70,7 +70,7 @@ def probe(
         )
         by_name = dict(zip(state.trainable, result.gradients, strict=True))
         collect(layout, [by_name[name] for name in layout.parameters], weight, state.buffers, buffer)
-        digest.update(bytes_of(buffer.body))
+        digest.update(buffer.bytes)
     denormals = torch.full((64,), 1e-40) * torch.linspace(0.5, 1.0, 64)
     digest.update(bytes_of(denormals))
     return digest.hexdigest()

@@ -104,9 +104,9 @@ def _count_targets(ignore_index: int, class_weights: Tensor | None) -> Callable[
         targets = targets_of(batch)
         if targets.is_floating_point():  # class probabilities: the mean is over rows
             return float(size_of(batch))
-        kept = targets[targets != ignore_index]
         if class_weights is None:
-            return float(kept.numel())
+            return float(torch.count_nonzero(targets != ignore_index))
+        kept = targets[targets != ignore_index]
         return float(class_weights.detach().to("cpu", torch.float64)[kept.to("cpu")].sum())
 
     return count

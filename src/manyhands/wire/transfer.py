@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,9 +54,12 @@ class Body:
                 f"a body of {self.num_bytes} bytes goes into a contiguous 1-d uint8 tensor of that size, "
                 f"not {target.dtype} {tuple(target.shape)}"
             )
-        array = target.numpy()
+        self.copy_to(memory.bytes_of(target))
+
+    def copy_to(self, target: memoryview) -> None:
+        """Copy the body into writable bytes that the caller has found to be as many."""
         for offset, chunk in self.chunks:
-            array[offset : offset + len(chunk)] = np.frombuffer(chunk, np.uint8)
+            target[offset : offset + len(chunk)] = chunk
 
     def to_tensor(self) -> Tensor:
         """The body as uint8 ``(num_bytes,)``, aligned to 64 bytes and writable; one copy."""
