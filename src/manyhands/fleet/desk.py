@@ -49,7 +49,7 @@ class Desk:
         counts.reissued += (leaves & board.ever).bit_count()
         lease = OpenLease(lease_id, node.key, leaves, now, deadline, ends_at)
         board.enter(lease)
-        self.roster.engage(node, lease)
+        self.roster.engage(node, lease, board.step)
         subtrees = subtrees or board.subtrees(leaves)
         value = Lease(lease_id, self.incarnation, board.step, node.key, subtrees, now, deadline)
         out.append(Grant(node.key, value))

@@ -48,9 +48,11 @@ class Granter(Desk):
         return free
 
     def _hand_out(self, leaves: int, free: list[Node], now: float, out: list[Instruction]) -> None:
-        """Share these leaves among the free nodes; manual ones get one each, behind the others'."""
-        looping = [node for node in free if not node.manual]
-        manual = [node for node in free if node.manual]
+        """Share these leaves among the free nodes; those of a loop of the user's own, and those whose speed is
+        measured anew, get one each, behind the others'.
+        """
+        looping = [node for node in free if not (node.manual or node.on_trial)]
+        manual = [node for node in free if node.manual or node.on_trial]
         count = leaves.bit_count()
         spare = max(0, count - len(looping))
         singles = manual[: spare if looping else count]

@@ -140,6 +140,7 @@ class LeaseMachine:
                 f"step {event.step} cannot open after step {self._granter.board.step} in one incarnation"
             )
         self._granter.end_all(out)
+        self._granter.roster.step_ended(self._granter.board.step)
         self._granter.board = Board(
             event.step, event.leaves, event.delivery_seconds, self._granter.next_id, audit=event.audit
         )

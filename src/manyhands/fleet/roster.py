@@ -28,7 +28,12 @@ MAX_REMEMBERED = 65_536
 STRIKES = 2
 # A receipt weighs a third: five leaves after a machine got busy, the plan has followed it.
 _NEW_WEIGHT = 0.3
-_SHORTEST_SECONDS = 1e-6
+# Below this a round costs more than a leaf, and what was measured is mostly noise: such nodes are alike.
+_SHORTEST_SECONDS = 2e-3
+# Steps that a node stands by before its speed is measured anew; doubled each time, so that a machine that is
+# truly slow is asked ever less often.
+_FIRST_TRIAL_STEPS = 4
+_RAREST_TRIAL_STEPS = 512
 
 
 class NodeView(msgspec.Struct, frozen=True):
@@ -51,7 +56,7 @@ class Node:
 
     __slots__ = (
         "benched", "draining", "invite_id", "key", "lease", "leaves_done", "manual", "name", "numeric_class",
-        "order", "rests_until", "seconds_per_leaf", "strikes",
+        "leased_in", "on_trial", "order", "rests_until", "seconds_per_leaf", "stood_by", "strikes", "trial_steps",
     )  # fmt: skip
 
     def __init__(self, join: Join, order: int, benched: str) -> None:
@@ -68,6 +73,11 @@ class Node:
         self.lease: OpenLease | None = None
         self.seconds_per_leaf: float | None = None
         self.leaves_done = 0
+        # A node that was slow once is given no leaves, and so could never show that it no longer is.
+        self.leased_in = -1
+        self.stood_by = 0
+        self.trial_steps = _FIRST_TRIAL_STEPS
+        self.on_trial = False
 
     @property
     def suspended(self) -> bool:
@@ -84,11 +94,24 @@ class Node:
         return self.lease is None and self.serves and now >= self.rests_until
 
     def measure(self, seconds: float) -> None:
-        """Blend one leaf's seconds into the moving average."""
+        """Blend one leaf's seconds into the moving average; after a trial they replace it."""
         seconds = max(seconds, _SHORTEST_SECONDS)
-        old = self.seconds_per_leaf
+        old = None if self.on_trial else self.seconds_per_leaf
+        self.on_trial = False
         self.seconds_per_leaf = seconds if old is None else old + _NEW_WEIGHT * (seconds - old)
         self.leaves_done += 1
+
+    def step_ended(self, step: int, mean_seconds: float | None) -> None:
+        """A step is over: a node that it left out for long enough is tried with one leaf of the next."""
+        if self.leased_in == step or self.seconds_per_leaf is None:
+            self.stood_by = 0
+            if mean_seconds is not None and (self.seconds_per_leaf or 0.0) <= 2.0 * mean_seconds:
+                self.trial_steps = _FIRST_TRIAL_STEPS
+            return
+        self.stood_by += 1
+        if self.stood_by >= self.trial_steps and not self.on_trial:
+            self.on_trial, self.stood_by = True, 0
+            self.trial_steps = min(2 * self.trial_steps, _RAREST_TRIAL_STEPS)
 
     def state(self, step_is_open: bool) -> State:
         """The word `status` shows."""
@@ -151,9 +174,10 @@ class Roster:
         del self.nodes[node.key]
         self.idle.pop(node.key, None)
 
-    def engage(self, node: Node, lease: OpenLease) -> None:
+    def engage(self, node: Node, lease: OpenLease, step: int) -> None:
         """A free node works on this lease now."""
         node.lease = lease
+        node.leased_in = step
         del self.idle[node.key]
 
     def disengage(self, node: Node) -> None:
@@ -173,6 +197,13 @@ class Roster:
     def serving(self) -> Iterator[Node]:
         """The nodes that get leases when they are free."""
         return (node for node in self.nodes.values() if node.serves)
+
+    def step_ended(self, step: int) -> None:
+        """Every node's share of `step` is known now."""
+        if step >= 0 and len(self.nodes) > 1:
+            mean = self.mean_seconds()
+            for node in self.nodes.values():
+                node.step_ended(step, mean)
 
     def mean_seconds(self) -> float | None:
         """The mean of the measured nodes' seconds a leaf; None when none is measured."""

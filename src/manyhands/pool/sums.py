@@ -13,7 +13,8 @@ from manyhands.fleet import tree
 from manyhands.training.gradients import GradientLayout, Partial, SumBuffer, combine
 
 MOST_FREE = 4
-"""Buffers kept for the next step; more are alive only while a step needs them."""
+FREE_BYTES = 1 << 24
+"""Buffers kept for the next step: so many, or as many small ones as fit; more live only while a step needs them."""
 
 
 class StepSum:
@@ -37,7 +38,7 @@ class StepSum:
 
     def give_back(self, buffer: SumBuffer) -> None:
         """A buffer that is not needed any more."""
-        if len(self._free) < MOST_FREE:
+        if len(self._free) < max(MOST_FREE, FREE_BYTES // max(self._layout.layout.num_bytes, 1 << 14)):
             self._free.append(buffer)
 
     def take(self, subtree: int, partial: Partial, replaces: Iterable[int] = ()) -> None:
