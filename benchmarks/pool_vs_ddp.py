@@ -49,12 +49,13 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = given.rows or rows_for(100.0)
     task = Task(WIDTHS, rows, batches=4, optimizer=given.optimizer)
-    pool, ddp = compare(task, given.turns, given.steps, warm_steps=2)
+    pool, ddp, leaves = compare(task, given.turns, given.steps, warm_steps=2)
     name = {"sgd": "SGD with momentum", "adamw": "AdamW"}[given.optimizer]
     setup = (
         f"{task.num_parameters():,} parameters fp32, 2 nodes, 2 leaves of {rows} rows (about 100 ms), {name}, TLS, "
         f"journal on, loopback, 1 thread each, {given.turns} turns of {given.steps} steps in alternation; "
-        f"ours: {pool}; theirs (DDP, Gloo, 2 processes, same batches): {ddp}"
+        f"ours: {pool}, leaves by node {leaves}, loss at the end {pool.loss:.6f}; "
+        f"theirs (DDP, Gloo, 2 processes, same batches): {ddp}, loss at the end {ddp.loss:.6f}"
     )
     report(
         "pool_vs_ddp",

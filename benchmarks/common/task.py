@@ -12,17 +12,19 @@ from torch.utils.data import TensorDataset
 
 @dataclass(frozen=True)
 class Task:
-    """An MLP of `widths` on random rows, two leaves a step, one for each of two processes."""
+    """An MLP of `widths` on random rows; by default two leaves a step, one for each of two processes."""
 
     widths: tuple[int, ...]
     leaf_rows: int
     batches: int
     optimizer: str = "sgd"
+    leaves: int = 2
+    regression: bool = False
 
     @property
     def batch_rows(self) -> int:
         """Rows of one optimizer step."""
-        return 2 * self.leaf_rows
+        return self.leaves * self.leaf_rows
 
     def model(self) -> nn.Module:
         """The same weights in each process."""
@@ -37,11 +39,17 @@ class Task:
         generator = torch.Generator().manual_seed(2)
         count = self.batches * self.batch_rows
         inputs = torch.randn(count, self.widths[0], generator=generator)
+        if self.regression:
+            return inputs, torch.randn(count, self.widths[-1], generator=generator)
         return inputs, torch.randint(0, self.widths[-1], (count,), generator=generator)
 
     def dataset(self) -> TensorDataset:
         """The rows as a dataset."""
         return TensorDataset(*self.rows())
+
+    def criterion(self) -> nn.Module:
+        """Cross entropy over classes, or the mean square."""
+        return nn.MSELoss() if self.regression else nn.CrossEntropyLoss()
 
     def build_optimizer(self, parameters: object) -> Optimizer:
         """SGD with momentum, or AdamW."""

@@ -14,6 +14,7 @@ from typer.exceptions import Abort, Exit, TyperException
 
 from manyhands.cli import console
 from manyhands.cli.app import app
+from manyhands.cli.arguments import hide_invites
 from manyhands.errors import ManyhandsError
 from manyhands.wire.invite import mask
 
@@ -24,6 +25,7 @@ _BARE_RESUME = "--resume=yes"
 def run(arguments: Sequence[str] | None) -> int:
     """Run the command line; SystemExit (a signal's, a script's own) passes."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    hide_invites()
     try:
         code = app(args=_with_values(given), prog_name="manyhands", standalone_mode=False)
         return code if isinstance(code, int) else 0

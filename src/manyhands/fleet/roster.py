@@ -55,8 +55,23 @@ class Node:
     """What the machine remembers of a connected node."""
 
     __slots__ = (
-        "benched", "draining", "invite_id", "key", "lease", "leaves_done", "manual", "name", "numeric_class",
-        "leased_in", "on_trial", "order", "rests_until", "seconds_per_leaf", "stood_by", "strikes", "trial_steps",
+        "benched",
+        "draining",
+        "invite_id",
+        "key",
+        "lease",
+        "leased_in",
+        "leaves_done",
+        "manual",
+        "name",
+        "numeric_class",
+        "on_trial",
+        "order",
+        "rests_until",
+        "seconds_per_leaf",
+        "stood_by",
+        "strikes",
+        "trial_steps",
     )  # fmt: skip
 
     def __init__(self, join: Join, order: int, benched: str) -> None:

@@ -14,6 +14,8 @@ import sys
 import threading
 from typing import Any
 
+from manyhands.clock import SystemClock
+
 _PR_SET_PDEATHSIG = 1
 _STDIN = 0
 
@@ -24,10 +26,11 @@ class Channel:
     def __init__(self, events: int) -> None:
         self._events = events
         self._lock = threading.Lock()
+        self._clock = SystemClock()
 
     def say(self, event: str, **fields: Any) -> None:
-        """Report an event; it is with the cluster when this returns, whatever happens next."""
-        line = json.dumps({"event": event, **fields}).encode() + b"\n"
+        """Report an event and when it was; it is with the cluster when this returns, whatever happens next."""
+        line = json.dumps({"event": event, "at_seconds": self._clock.monotonic(), **fields}).encode() + b"\n"
         with self._lock:
             os.write(self._events, line)
 

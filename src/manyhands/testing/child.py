@@ -62,6 +62,7 @@ def _coordinator(channel: Channel, order: dict[str, Any]) -> None:
         change_options(server, **order["options"])
     watch_steps(server, lambda **figures: channel.say("step", step=figures["step"]))
     channel.watch()
+    channel.say("loaded")
     server.start(block=False)
     channel.say("ready", port=server.address[1], secure=server.secure)
     channel.say("report", report=asdict(server.wait()))

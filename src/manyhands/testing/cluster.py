@@ -170,9 +170,13 @@ class LocalCluster:
         """A node's exit code, minus the number of the signal that killed it; waits for its end."""
         return self._nodes[node].returncode(timeout_seconds)
 
-    def pid(self, node: int) -> int:
-        """A node's process id."""
-        return self._nodes[node].pid
+    def is_running(self, node: int) -> bool:
+        """Whether a node has not ended; a stopped one has not."""
+        return self._nodes[node].is_running
+
+    def pid(self, node: int | None = None) -> int:
+        """The process id of a node, or of the coordinator (None)."""
+        return (self._coordinator if node is None else self._nodes[node]).pid
 
     def logs(self, node: int | None = None) -> str:
         """What a node printed so far, or every incarnation of the coordinator (None)."""
@@ -186,12 +190,23 @@ class LocalCluster:
         self._coordinator.signal(signal.SIGKILL)
         self._coordinator.returncode(10.0)
 
-    def restart_coordinator(self, resume: bool | Literal["auto"] = "auto") -> None:
-        """Start it again on the same port and folder; returns when nodes can join."""
+    def restart_coordinator(
+        self,
+        resume: bool | Literal["auto"] = "auto",
+        *,
+        until: Literal["loaded", "ready"] = "ready",
+    ) -> None:
+        """Start it again on the same port and folder; returns when nodes can join.
+
+        With ``until="loaded"`` already when it has its target and is about to read what was saved.
+        """
         if self._coordinator.is_running:
             raise UsageError("the coordinator still runs: kill_coordinator() first")
         self._start_coordinator(resume, self.port)
-        self._wait_ready()
+        if until == "loaded":
+            self._hear("loaded", _START_SECONDS)
+        else:
+            self._wait_ready()
 
     def stop(self) -> None:
         """Ask the run to drain, as its owner."""
@@ -215,7 +230,17 @@ class LocalCluster:
         report: dict[str, Any] = event["report"]
         return report
 
+    @property
+    def step_seconds(self) -> dict[int, float]:
+        """By step (counted from 0), when this incarnation committed it: seconds since nodes could join."""
+        ready = [event["at_seconds"] for event in self._coordinator.events("ready")]
+        return {e["step"]: e["at_seconds"] - ready[0] for e in self._coordinator.events("step")}
+
     # ---- waiting for what happens ----
+
+    def wait_ready(self, timeout_seconds: float = _START_SECONDS) -> None:
+        """Return when nodes can join this incarnation of the coordinator."""
+        self._hear("ready", timeout_seconds)
 
     def wait_step(self, step: int, timeout_seconds: float = 60.0) -> None:
         """Return when `step` (counted from 0) or a later one is committed by this incarnation."""

@@ -17,7 +17,6 @@ VERSION_KEY, PLAIN_KEY, PLAIN_ROLE = "mh-version", "mh-key", "mh-role"
 Options = list[tuple[str, int | str]]
 
 _MOST_FRAME_BYTES = 16 * 1024 * 1024 - 1
-_READ_CHUNK_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +25,7 @@ class Limits:
 
     message_bytes: int = 6 * 1024 * 1024
     outbox_bytes: int = 16 * 1024 * 1024
+    question_bytes: int = 64 * 1024
     metadata_bytes: int = 8 * 1024
     streams_per_connection: int = 32
     calls: int = 4096
@@ -77,8 +77,6 @@ def _common(limits: Limits) -> Options:
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.max_frame_size", _MOST_FRAME_BYTES),
         ("grpc.optimization_target", "throughput"),
-        ("grpc.experimental.tcp_read_chunk_size", _READ_CHUNK_BYTES),
-        ("grpc.experimental.tcp_max_read_chunk_size", _READ_CHUNK_BYTES),
     ]
 
 

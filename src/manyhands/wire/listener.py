@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from manyhands.errors import ManyhandsError, RunFailed, StorageError, Unreachable, UsageError
+from manyhands.errors import ManyhandsError, ProtocolError, RunFailed, StorageError, Unreachable, UsageError
 from manyhands.wire.address import (
     all_interfaces,
     bind_host,
@@ -159,7 +159,7 @@ class Listener:
                 else "another process holds it, or the address is not this machine's"
             )
             raise UsageError(
-                f"cannot listen on {target}, it is taken by {whose}: stop that one, or choose another port "
+                f"cannot listen on {target}, {whose}: stop that one, or choose another port "
                 "(0 picks a free one)"
             ) from None
 
@@ -169,13 +169,24 @@ class Listener:
 
     async def _serve_ask(self, request: bytes, context: _Context) -> bytes:
         peer = await self._identify(context)
+        answer = await self._answer(peer, request)
+        del request  # see _bare
+        if isinstance(answer, ManyhandsError):
+            await _abort(context, answer)
+        assert isinstance(answer, bytes)  # abort always raises
+        return answer
+
+    async def _answer(self, peer: Peer, request: bytes) -> bytes | ManyhandsError:
+        if len(request) > self._limits.question_bytes:
+            return ProtocolError(
+                f"a question of {len(request):,} bytes is over the limit of {self._limits.question_bytes:,}"
+            )
         try:
             return await self._on_ask(peer, request)
         except ManyhandsError as error:
-            await _abort(context, error)
+            return _bare(error)
         except Exception:  # noqa: BLE001  # an RPC edge: the peer gets a sentence, the log gets the traceback
-            await _abort(context, _own_fault(peer))
-        raise AssertionError("abort always raises")
+            return _own_fault(peer)
 
     async def _serve_stream(self, requests: object, context: _Context) -> None:
         peer = await self._identify(context)
@@ -279,10 +290,20 @@ def _outcome(peer: Peer, handler: asyncio.Future[None]) -> ManyhandsError | None
     try:
         handler.result()
     except ManyhandsError as error:
-        return error
+        return _bare(error)
     except Exception:  # noqa: BLE001  # an RPC edge: the peer gets a sentence, the log gets the traceback
         return _own_fault(peer)
     return None
+
+
+def _bare(error: ManyhandsError) -> ManyhandsError:
+    """The error without the frames that raised it, which hold the peer's message.
+
+    gRPC keeps what ended a call in cycles until the collector comes by, and it counts objects, not bytes:
+    refused messages of megabytes each made a gigabyte in seconds.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _own_fault(peer: Peer) -> RunFailed:
