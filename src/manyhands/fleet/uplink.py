@@ -25,6 +25,7 @@ from manyhands.fleet.messages import (
     Delivered,
     Everything,
     FromCoordinator,
+    Leaving,
     State,
     decode_from_coordinator,
     encode,
@@ -110,6 +111,11 @@ class Uplink:
             finally:
                 self._left_at = self._clock.monotonic()
                 self._turn.release()
+
+    def leave(self, reason: str) -> None:
+        """Say goodbye and no more; the coordinator ends the stream, which whoever reads it then hears."""
+        self.send(Leaving(reason))
+        self._stream.finish()
 
     def finish(self) -> None:
         """Say no more: what was sent still goes out, and the coordinator ends the stream."""

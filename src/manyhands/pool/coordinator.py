@@ -84,7 +84,15 @@ class Coordinator:
         self._clock = clock
         self._sums = StepSum(job.master.gradients)
         self._sender = Sender(job, self.members)
-        self._door = Door(job, saver.run, incarnation, self._sender.transfer, tally, load().network.timeout)
+        self._door = Door(
+            job,
+            saver.run,
+            incarnation,
+            self._sender.transfer,
+            lambda: self.step,
+            tally,
+            load().network.timeout,
+        )
         self._second_try = SecondTry(job)
         self._open: OpenStep | None = None
         self._arriving: Arrival | None = None
@@ -144,6 +152,7 @@ class Coordinator:
         """Apply the complete sum (or skip the step); returns the step's loss."""
         opened = self._open
         assert opened is not None
+        self._door.forget()
         if self._skip is not None or not data.leaves:
             self._skip_step(data)
             loss = None

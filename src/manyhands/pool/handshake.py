@@ -30,6 +30,9 @@ from manyhands.training.state import ModelState
 from manyhands.wire.admission import Peer
 from manyhands.wire.transfer import Body
 
+PROBE_SECONDS = 900.0
+"""How long a node may take to receive the whole state and compute the probe's leaves: a big model, a slow link."""
+
 Said = tuple[m.FromNode, Body | None]
 
 
@@ -41,8 +44,10 @@ class Door:
     run: str
     incarnation: int
     transfers: Callable[[], int]
+    step: Callable[[], int]
     tally: Tally
     hello_seconds: float
+    _everything_at: tuple[int, Bulk] | None = None
 
     async def admit(self, peer: Peer, session: Session, said: AsyncIterator[Said]) -> Member:
         """The node behind `session`, ready for leases. Mismatch says why it is not let in."""
@@ -54,7 +59,10 @@ class Door:
             raise ProtocolError(f"a node's first message is Hello, not {type(hello).__name__}")
         self._check(hello)
         session.post(self._welcome(hello), self._everything(), *self._probe())
-        probed = await _next(said)
+        try:
+            probed = await asyncio.wait_for(_next(said), PROBE_SECONDS)
+        except TimeoutError:
+            raise Unreachable(f"no answer to the probe within {PROBE_SECONDS:g} s") from None
         if not isinstance(probed, m.Probed):
             raise ProtocolError(f"a node answers the probe before {type(probed).__name__}")
         numeric_class = clean_name(numerics.class_name(dict(probed.facts), probed.digest))
@@ -125,11 +133,20 @@ class Door:
         )
 
     def _everything(self) -> Bulk:
-        layout = self.job.state.layout()
-        body = layout.allocate()
-        self.job.state.read(layout, body)
-        transfer = self.transfers()
-        return Bulk.of(m.Everything(transfer, layout.num_bytes), transfer, bytes_of(body))
+        """The whole state as it is now; packed once for all who join while a step is open."""
+        step = self.step()
+        if self._everything_at is None or self._everything_at[0] != step:
+            layout = self.job.state.layout()
+            body = layout.allocate()
+            self.job.state.read(layout, body)
+            transfer = self.transfers()
+            bulk = Bulk.of(m.Everything(transfer, layout.num_bytes), transfer, bytes_of(body))
+            self._everything_at = step, bulk
+        return self._everything_at[1]
+
+    def forget(self) -> None:
+        """The weights change: nobody needs what was packed of them."""
+        self._everything_at = None
 
     def _probe(self) -> list[Bulk | m.SmallBatch | m.Indices | m.Probe]:
         items: list[Bulk | m.SmallBatch | m.Indices | m.Probe] = []

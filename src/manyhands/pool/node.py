@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import socket
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -28,6 +29,7 @@ from manyhands.pool.dialling import DEFAULT_ADDRESS, Dialler
 from manyhands.pool.engagement import Engagement, Offer
 from manyhands.pool.lane import LeafBroken, LeafReady, SumReady
 from manyhands.pool.meter import LeaseMeter
+from manyhands.pool.signals import Signals
 from manyhands.release import __version__
 from manyhands.settings import load
 from manyhands.training.device import pick_device
@@ -74,6 +76,8 @@ class TrainingNode:
         self._dataset = dataset
         self._name = name or socket.gethostname()
         self._clock: Clock = SystemClock()
+        self._stopping = threading.Event()
+        self._trainer: threading.Thread | None = None
         self._dialler = Dialler(server_address, invite, secure=secure)
         self._connection: Connection | None = None
         self._uplink: Uplink | None = None
@@ -94,23 +98,41 @@ class TrainingNode:
         Unreachable. Refused says why this node may not take part.
         """
         threads = torch.get_num_threads()
-        waiting, has_joined = Waiting(self._clock), False
-        waits = delays(random.Random(os.getpid()))
+        self._stopping.clear()
+        self._trainer = threading.current_thread()
         try:
-            while True:
-                try:
-                    self._connect(manual=False)
-                    waits, has_joined = delays(random.Random(os.getpid())), True
-                    waiting.over()
-                    if self._serve(loss_callback, network_callback):
-                        return
-                except Unreachable as error:
-                    self._wait_or_give_up(error, waiting, next(waits), has_joined=has_joined)
-                finally:
-                    self._disconnect()
+            with Signals(self.stop, "handing back what is leased") as signals:
+                self._train(loss_callback, network_callback)
+            signals.end()
         finally:
             torch.set_num_threads(threads)
+            self._trainer = None
             self.close()
+
+    def _train(self, loss_callback: LossCallback | None, network_callback: NetworkCallback | None) -> None:
+        """Join, serve, and join again, until the run is over or this node is stopped."""
+        waiting, has_joined = Waiting(self._clock), False
+        waits = delays(random.Random(os.getpid()))
+        while not self._stopping.is_set():
+            try:
+                self._connect(manual=False)
+                waits, has_joined = delays(random.Random(os.getpid())), True
+                waiting.over()
+                if self._serve(loss_callback, network_callback):
+                    return
+            except Unreachable as error:
+                if not self._stopping.is_set():
+                    self._wait_or_give_up(error, waiting, next(waits), has_joined=has_joined)
+            finally:
+                self._disconnect()
+
+    def stop(self) -> None:
+        """Let `train` end: the leaf in hand is dropped, the lease goes to another node. From any thread, at once."""
+        self._stopping.set()
+        uplink = self._uplink
+        if uplink is not None:
+            with suppress(ManyhandsError):  # a stream that has ended meanwhile needs no goodbye
+                uplink.leave("it was stopped")
 
     def _wait_or_give_up(
         self, error: Unreachable, waiting: Waiting, seconds: float, *, has_joined: bool
@@ -125,7 +147,7 @@ class TrainingNode:
         waiting.say(
             f"waiting for the coordinator ({error}): start it there; trying again for {limit - away:.0f} s"
         )
-        self._clock.sleep(seconds)
+        self._stopping.wait(seconds)
 
     def _serve(self, loss_callback: LossCallback | None, network_callback: NetworkCallback | None) -> bool:
         """Lease after lease; True when the run is over, False when the coordinator asks to come back."""
@@ -156,7 +178,7 @@ class TrainingNode:
         outputs = engagement.lane.run(
             granted,
             lambda leaf: engagement.batch(granted.step, leaf),
-            lambda: engagement.trim_of(granted.lease),
+            lambda: () if self._stopping.is_set() else engagement.trim_of(granted.lease),
         )
         for output in outputs:
             if isinstance(output, LeafReady):
@@ -254,7 +276,10 @@ class TrainingNode:
         return self._meter.lap(self._require_uplink()) if self._collect_metrics else None
 
     def close(self) -> None:
-        """Leave the run; a lease that is held goes to another node."""
+        """Leave the run; a lease that is held goes to another node. From another thread, ends `train`."""
+        if self._trainer is not None and self._trainer is not threading.current_thread():
+            self.stop()
+            return
         if self._uplink is not None and not self._uplink.lost.is_set():
             with suppress(ManyhandsError):  # a stream that has ended meanwhile needs no goodbye
                 self._uplink.send(m.Leaving("the node's own loop closed"))

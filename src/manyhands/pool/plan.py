@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from manyhands.errors import UsageError
+from manyhands.fleet.tree import MAX_LEAVES
 from manyhands.pool import checks
 from manyhands.training.seeds import epoch_order
 
@@ -107,6 +108,7 @@ def check_plan(plan: RunPlan) -> None:
         checks.whole(name, getattr(plan, name), 1)
     if plan.max_steps is not None:
         checks.whole("max_steps", plan.max_steps, 1)
+    checks.whole("micro_batches", plan.micro_batches, 1, MAX_LEAVES)
     if plan.micro_batches > plan.batch_size:
         raise UsageError(
             f"micro_batches={plan.micro_batches} is more than batch_size={plan.batch_size}: a micro-batch "

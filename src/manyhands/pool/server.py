@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 from torch import nn
@@ -26,6 +24,7 @@ from manyhands.pool.job import Job, prepare
 from manyhands.pool.options import Data, Numerics, OnBadSample, OnNonFinite, PoolOptions, early_stopping
 from manyhands.pool.run import Hooks, Run
 from manyhands.pool.saving import Resume, Saver
+from manyhands.pool.signals import Signals
 from manyhands.pool.tally import Report, Tally
 from manyhands.pool.validation import EarlyStopping
 from manyhands.settings.paths import ensure_state_dir
@@ -190,7 +189,7 @@ class CentralServer:
         """Block until the run ends; its report, or its error."""
         if self._thread is None:
             raise UsageError("this server is not running: call start() first")
-        with _Signals(self.stop) as signals:
+        with Signals(self.stop) as signals:
             self._over.wait()
         self._thread.join()
         if isinstance(self._outcome, BaseException):
@@ -345,36 +344,3 @@ class CentralServer:
             else None,
             early,
         )
-
-
-class _Signals:
-    """While the main thread waits: the first SIGINT or SIGTERM drains, a second one stops at once."""
-
-    def __init__(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
-        self._seen: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._caught)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _caught(self, number: int, frame: FrameType | None) -> None:
-        if self._seen is not None:
-            raise SystemExit(128 + number)
-        self._seen = number
-        print("manyhands: saving and letting the nodes go; once more stops at once", file=sys.stderr)  # noqa: T201
-        self._stop()
-
-    def end(self) -> None:
-        """After a drained run: end as the signal asks."""
-        if self._seen == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self._seen is not None:
-            raise SystemExit(128 + self._seen)
