@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pool_jobs
 import pytest
-from pool_nodes import Pool, wait_for_nodes
+from pool_nodes import Pool
 from test_trouble import alone, go, start
 
 from manyhands.pool.node import TrainingNode
