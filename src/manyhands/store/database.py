@@ -102,7 +102,9 @@ def connect(path: Path) -> tuple[sqlite3.Connection, str | None]:
         _check(database, path)
         note = _choose_mode(database, kind)
         database.execute("PRAGMA synchronous = FULL")
-        database.execute("PRAGMA cache_size = -256")  # KiB; the ledger is appended to, 2 MB of cache is never read
+        database.execute(
+            "PRAGMA cache_size = -256"
+        )  # KiB; the ledger is appended to, 2 MB of cache is never read
         _create(database)
     except sqlite3.Error as error:
         database.close()
