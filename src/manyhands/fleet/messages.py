@@ -5,7 +5,7 @@ payload is a chunk of one body. A message that announces a body carries ``transf
 
     node                                   coordinator
      | ── Hello ─────────────────────────────→ |   who I am, what model I hold
-     | ←──────────── Welcome, Everything, Batch.., Probe
+     | ←──────────── Welcome, (Program,) Everything, Batch.., Probe
      | ── Probed ────────────────────────────→ |   what my arithmetic gives
      | ←──────────── State (per step), Batch (ahead), Granted
      | ── Computed (per leaf) ───────────────→ |
@@ -147,6 +147,13 @@ class Welcome(_Message, frozen=True):
     notes: list[Sentence]
 
 
+class Program(_Message, frozen=True):
+    """For a node that brought no model: the run's program follows (programs/format.py)."""
+
+    transfer: Count
+    num_bytes: Count
+
+
 class Everything(_Message, frozen=True):
     """All parameters and buffers follow, in the node's own layout of everything."""
 
@@ -236,7 +243,18 @@ class Finished(_Message, frozen=True):
 
 FromNode = Hello | Probed | Computed | Delivered | NotFinite | HandedBack | Leaving
 FromCoordinator = (
-    Welcome | Everything | State | Batch | SmallBatch | Indices | Probe | Granted | Trimmed | Told | Finished
+    Welcome
+    | Program
+    | Everything
+    | State
+    | Batch
+    | SmallBatch
+    | Indices
+    | Probe
+    | Granted
+    | Trimmed
+    | Told
+    | Finished
 )
 
 # ---- the owner's questions (unary) --------------------------------------------------------------------

@@ -26,6 +26,7 @@ from manyhands.fleet.messages import (
     Everything,
     FromCoordinator,
     Leaving,
+    Program,
     State,
     decode_from_coordinator,
     encode,
@@ -186,7 +187,7 @@ class Uplink:
         after: list[FromCoordinator] = []
         if envelope.control:
             for message in decode_from_coordinator(envelope.control):
-                if isinstance(message, State | Batch | Everything):
+                if isinstance(message, State | Batch | Everything | Program):
                     self._announce(message)
                 elif self._waiting:
                     after.append(message)
@@ -199,7 +200,7 @@ class Uplink:
         for message in after:
             self._hand_over(message)
 
-    def _announce(self, message: State | Batch | Everything) -> None:
+    def _announce(self, message: State | Batch | Everything | Program) -> None:
         if isinstance(message, State):  # a newer state overtakes one that is still on its way
             for transfer in [t for t, m in self._waiting.items() if isinstance(m, State)]:
                 self._incoming.drop(transfer)

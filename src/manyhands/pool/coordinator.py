@@ -36,6 +36,7 @@ from manyhands.pool.member import Member
 from manyhands.pool.openstep import OpenStep
 from manyhands.pool.saving import Saver
 from manyhands.pool.sending import Sender
+from manyhands.pool.shipping import Shipper
 from manyhands.pool.sums import StepSum
 from manyhands.pool.tally import Tally
 from manyhands.pool.trouble import SecondTry
@@ -84,6 +85,8 @@ class Coordinator:
         self._clock = clock
         self._sums = StepSum(job.master.gradients)
         self._sender = Sender(job, self.members)
+        self.model_lock = asyncio.Lock()
+        """Held by whoever runs the model here: a validation, a capture, a second try."""
         self._door = Door(
             job,
             saver.run,
@@ -92,6 +95,8 @@ class Coordinator:
             lambda: self.step,
             tally,
             load().network.timeout,
+            Shipper(job),
+            self.model_lock,
         )
         self._second_try = SecondTry(job)
         self._open: OpenStep | None = None
@@ -425,7 +430,8 @@ class Coordinator:
 
     async def _inquire(self, member: Member, message: m.HandedBack, opened: OpenStep, leaf: int) -> None:
         """Find out who is to blame for a leaf that a node failed at, and act on it."""
-        fault = await asyncio.to_thread(self._second_try.fault_of, opened.data, leaf)
+        async with self.model_lock:
+            fault = await asyncio.to_thread(self._second_try.fault_of, opened.data, leaf)
         if self._open is not opened or self._again:
             return
         if isinstance(fault, BadSample) and self.job.options.on_bad_sample == "quarantine":

@@ -19,7 +19,9 @@ from manyhands.fleet import messages as m
 from manyhands.fleet.uplink import Lost, Uplink
 from manyhands.pool.data import Source
 from manyhands.pool.lane import Lane, LaneSpec, SumReady
+from manyhands.pool.program import ProgramObjective, machine_limits, receive_program
 from manyhands.tensors import frame
+from manyhands.tensors.memory import bytes_of
 from manyhands.training import criteria, numerics
 from manyhands.training.batch import Batch
 from manyhands.training.buffers import Fold
@@ -34,7 +36,7 @@ logger = logging.getLogger(__name__)
 class Offer:
     """What a node brings: its model (and data), its name and its device."""
 
-    model: torch.nn.Module
+    model: torch.nn.Module | None
     criterion: Any
     dataset: Any
     device: torch.device
@@ -77,8 +79,12 @@ class Engagement:
         """
         self._uplink.start(self._urgent)
         offer = self._offer
-        state = ModelState(offer.model)
-        rows = [(s.name, str(s.dtype).removeprefix("torch."), s.shape) for s in state.layout().specs]
+        rows: list[m.TensorRow] | None = None
+        trainable: list[str] = []
+        if offer.model is not None:
+            state = ModelState(offer.model)
+            rows = [(s.name, str(s.dtype).removeprefix("torch."), s.shape) for s in state.layout().specs]
+            trainable = list(state.trainable)
         self._uplink.send(
             m.Hello(
                 m.PROTOCOL,
@@ -88,7 +94,7 @@ class Engagement:
                 os.cpu_count() or 1,
                 offer.manual,
                 rows,
-                list(state.trainable),
+                trainable,
                 criteria.describe(offer.criterion),
                 len(offer.dataset) if offer.dataset is not None else None,
                 offer.wants_compression,
@@ -117,9 +123,6 @@ class Engagement:
         offer = self._offer
         for note in welcome.notes:
             logger.info("%s", note)
-        criterion = criteria.settle(welcome.criterion, offer.criterion)
-        if isinstance(criterion, torch.nn.Module):
-            criterion.to(offer.device)
         if welcome.threads <= (os.cpu_count() or 1) and offer.device.type == "cpu":
             torch.set_num_threads(welcome.threads)
         if welcome.data == "local":
@@ -128,14 +131,26 @@ class Engagement:
                     'this run reads its data on the nodes (data="local"): give TrainingNode dataset=...'
                 )
             self._source = Source(offer.dataset, None, welcome.seed)
-        state = ModelState(offer.model, criterion)
+        state, objective = self._model(welcome)
         folds = {name: Fold(fold) for name, fold in welcome.folds.items()}
         missing = set(folds) - set(state.buffers)
         if missing:
             raise ProtocolError(
                 f"the run mutates buffers that this model does not have: {', '.join(sorted(missing))}"
             )
-        self.lane = Lane(state, Objective(criterion), LaneSpec(welcome.seed, welcome.precision, folds))
+        self.lane = Lane(state, objective, LaneSpec(welcome.seed, welcome.precision, folds))
+
+    def _model(self, welcome: m.Welcome) -> tuple[ModelState, Objective]:
+        """What this node computes with: the model it brought, or the run's program."""
+        offer = self._offer
+        if offer.model is None:
+            _, body = self._expect(m.Program)
+            program = receive_program(bytes_of(body.to_tensor()), machine_limits(), offer.device)
+            return ModelState(program), ProgramObjective()
+        criterion = criteria.settle(welcome.criterion, offer.criterion)
+        if isinstance(criterion, torch.nn.Module):
+            criterion.to(offer.device)
+        return ModelState(offer.model, criterion), Objective(criterion)
 
     def _probe(self) -> None:
         probe = self._expect(m.Probe)[0]

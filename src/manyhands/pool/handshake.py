@@ -22,6 +22,7 @@ from manyhands.fleet.session import Bulk, Session
 from manyhands.observe.text import clean_name
 from manyhands.pool.job import PROBE_STEP, Job
 from manyhands.pool.member import Member
+from manyhands.pool.shipping import Shipper
 from manyhands.pool.tally import Tally
 from manyhands.tensors.layout import Layout, WireSpec
 from manyhands.tensors.memory import bytes_of
@@ -47,6 +48,8 @@ class Door:
     step: Callable[[], int]
     tally: Tally
     hello_seconds: float
+    shipper: Shipper
+    model_lock: asyncio.Lock
     _everything_at: tuple[int, Bulk] | None = None
 
     async def admit(self, peer: Peer, session: Session, said: AsyncIterator[Said]) -> Member:
@@ -58,7 +61,8 @@ class Door:
         if not isinstance(hello, m.Hello):
             raise ProtocolError(f"a node's first message is Hello, not {type(hello).__name__}")
         self._check(hello)
-        session.post(self._welcome(hello), self._everything(), *self._probe())
+        program = [] if hello.model is not None else [await self._program()]
+        session.post(self._welcome(hello), *program, self._everything(), *self._probe())
         try:
             probed = await asyncio.wait_for(_next(said), PROBE_SECONDS)
         except TimeoutError:
@@ -86,11 +90,18 @@ class Door:
                 f"upgrade {older}"
             )
         if hello.model is None:
-            raise Mismatch(
-                "this coordinator does not ship its model: start TrainingNode(model=...) with the same model"
-            )
+            if job.options.data == "local":
+                raise Mismatch(
+                    'a node without code has no dataset, and this run reads its data on the nodes (data="local"): '
+                    "start TrainingNode(model=..., dataset=...) there"
+                )
+            return
+        self._check_model(hello, hello.model)
+
+    def _check_model(self, hello: m.Hello, model: list[m.TensorRow]) -> None:
+        job = self.job
         bare = ModelState(job.state.model)
-        theirs = Layout.from_wire([WireSpec(*row) for row in hello.model], max_bytes=1 << 40)
+        theirs = Layout.from_wire([WireSpec(*row) for row in model], max_bytes=1 << 40)
         difference = bare.layout().first_difference(theirs)
         if difference is not None:
             raise Mismatch(
@@ -111,6 +122,13 @@ class Door:
                 f"{hello.dataset_length}: with "
                 'data="local" every node gives TrainingNode the same dataset'
             )
+
+    async def _program(self) -> Bulk:
+        """The run's program; nobody else uses the model while it is captured."""
+        async with self.model_lock:
+            data = self.shipper.program()
+        transfer = self.transfers()
+        return Bulk.of(m.Program(transfer, len(data)), transfer, data)
 
     def _welcome(self, hello: m.Hello) -> m.Welcome:
         job = self.job

@@ -29,6 +29,7 @@ from manyhands.pool.dialling import DEFAULT_ADDRESS, Dialler
 from manyhands.pool.engagement import Engagement, Offer
 from manyhands.pool.lane import LeafBroken, LeafReady, SumReady
 from manyhands.pool.meter import LeaseMeter
+from manyhands.pool.program import memory_bytes
 from manyhands.pool.signals import Signals
 from manyhands.release import __version__
 from manyhands.settings import load
@@ -291,14 +292,15 @@ class TrainingNode:
     # ---- connection ----
 
     def _connect(self, *, manual: bool) -> None:
-        if self.model is None:
-            raise UsageError("TrainingNode needs model=: nodes that receive their model are not built yet")
+        if self.model is None and manual:
+            raise UsageError("a loop of your own computes with its own model: give TrainingNode(model=...)")
         if self._optimizer[0] is not None:
             logger.info(
                 "optimizer_class acts where nodes step locally; this run's optimizer is the coordinator's"
             )
         device = pick_device(self._device)
-        self.model.to(device)
+        if self.model is not None:
+            self.model.to(device)
         if isinstance(self._criterion, nn.Module):
             self._criterion.to(device)
         offer = Offer(
@@ -345,7 +347,11 @@ def _not_finite(granted: m.Granted, broken: LeafBroken) -> m.NotFinite:
     return m.NotFinite(granted.lease, granted.incarnation, broken.leaf, broken.digest, broken.where)
 
 
-def _body_limit(model: nn.Module) -> int:
-    """No body from a coordinator is larger than the whole model, or a batch of 256 MiB."""
+def _body_limit(model: nn.Module | None) -> int:
+    """No body from a coordinator is larger than the whole model, or a batch of 256 MiB; of a model that is only
+    coming, than an eighth of this machine's memory.
+    """
+    if model is None:
+        return max(memory_bytes() // 8, 1 << 28)
     tensors = [*model.parameters(), *model.buffers()]
     return max(sum(t.numel() * t.element_size() + 64 for t in tensors) + (1 << 16), 1 << 28)

@@ -182,7 +182,8 @@ class Run:
         source = self.hooks.val_source
         assert source is not None
         size = max(self.job.plan.leaf_samples, 64)
-        return await asyncio.to_thread(validate, self.job.state.model, self.job.objective, source, size)
+        async with self.coordinator.model_lock:
+            return await asyncio.to_thread(validate, self.job.state.model, self.job.objective, source, size)
 
     def _close_epoch(self, epoch: int, result: Validation | None) -> None:
         tally = self.coordinator.tally
