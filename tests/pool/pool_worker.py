@@ -34,6 +34,15 @@ def by_hand(node: TrainingNode, criterion: Any) -> int:
 
 
 def work(order: dict[str, Any]) -> dict[str, Any]:
+    if "threads" in order:  # as a machine with fewer cores than the coordinator has threads
+        adapt = torch.set_num_threads
+        adapt(order["threads"])
+        torch.set_num_threads = lambda number: None
+        try:
+            return work({name: value for name, value in order.items() if name != "threads"})
+        finally:
+            torch.set_num_threads = adapt
+            adapt(1)
     model, dataset, options = build(order["job"])
     if order.get("other_model"):
         model = nn.Linear(8, 4)

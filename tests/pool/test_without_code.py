@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pool_jobs
 import pytest
-from pool_nodes import Pool
+from pool_nodes import Pool, wait_for_nodes
 from test_trouble import alone, go, start
 
 
@@ -59,3 +59,28 @@ def test_local_data_needs_a_node_that_has_some(pool: Pool, tmp_path: Path) -> No
     server.stop()
     pool_jobs.GATE.set()
     server.wait()
+
+
+def test_another_thread_count_is_another_class(pool: Pool, tmp_path: Path) -> None:
+    """A machine that cannot have the run's number of threads: refused under strict, admitted and told otherwise."""
+    server = start(tmp_path / "strict", "wide", numerics="strict")
+    pool_jobs.GATE.set()
+    other, same = pool.take(2)
+    same.tell(job="wide", port=server.address[1])
+    wait_for_nodes(server, 1)
+    other.tell(job="wide", port=server.address[1], threads=2)
+    told = other.hear()
+    assert (told["error"], told["code"]) == ("Mismatch", 4)
+    assert "computes other bits than the run's" in told["message"]
+    assert "threads=2" in told["message"]
+    assert server.wait().bit_exact
+    same.hear()
+
+    server = start(tmp_path / "tolerant", "wide", epochs=10)
+    pool_jobs.GATE.set()
+    for worker, threads in ((same, 1), (other, 2)):
+        worker.tell(job="wide", port=server.address[1], threads=threads)
+    report = server.wait()
+    assert [worker.hear().get("error") for worker in (same, other)] == [None, None]
+    assert len(report.numeric_classes) == 2
+    assert not report.bit_exact

@@ -478,6 +478,13 @@ class Coordinator:
         self._failure = self._failure or error
         self._settled.set()
 
+    async def turn_away(self, message: m.Finished, seconds: float) -> None:
+        """For a while, tell every node that comes how it ended."""
+        self._ending = message
+        deadline = self._clock.monotonic() + seconds
+        while self._clock.monotonic() < deadline and not self._settled.is_set():
+            await asyncio.sleep(0.05)
+
     async def dismiss(self, message: m.Finished) -> None:
         """Tell every node how it ended, and wait a moment for the words to go out."""
         self._ending = message

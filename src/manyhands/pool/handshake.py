@@ -71,6 +71,14 @@ class Door:
             raise ProtocolError(f"a node answers the probe before {type(probed).__name__}")
         numeric_class = clean_name(numerics.class_name(dict(probed.facts), probed.digest))
         self._check_class(numeric_class, dict(probed.facts))
+        classes = set(self.tally.numeric_classes) or {self.job.own_class}
+        if numeric_class not in classes:
+            session.post(
+                m.Told(
+                    f"this machine computes other bits ({numeric_class}) than those of the run so far "
+                    f"({', '.join(sorted(classes))}); it is welcome, and the report will name both"
+                )
+            )
         return Member(
             peer,
             session,

@@ -34,6 +34,9 @@ from manyhands.wire.listener import Listener
 
 logger = logging.getLogger(__name__)
 
+LAST_CALL_SECONDS = 5.0
+"""How long a coordinator that has nothing left to do waits for nodes that look for it."""
+
 
 @dataclass
 class Hooks:
@@ -78,13 +81,19 @@ class Run:
         self.stopping = True
         self.coordinator.interrupt()
 
+    async def begin(self) -> None:
+        """Save the state that the run begins with. Only then may an invite be shown: the certificate in it is this
+        run's, and a coordinator that comes back without a checkpoint would begin another run.
+        """
+        self._started, self._seconds_before = self.clock.monotonic(), self.coordinator.tally.seconds
+        self._rate.start(self._started)
+        await self._save_now()
+
     async def main(self) -> Report:
         """Train until done, stopped or failed; the listener is up already."""
-        self._started, self._seconds_before = self.clock.monotonic(), self.coordinator.tally.seconds
         tasks = [asyncio.create_task(self.coordinator.tick()), asyncio.create_task(self._watch_for_nodes())]
         ending = m.Finished("the run is complete", ok=True)
         self.state = "running"
-        self._rate.start(self._started)
         try:
             await self._train()
             if self.stopping:
@@ -125,7 +134,9 @@ class Run:
 
     async def _train(self) -> None:
         coordinator, plan = self.coordinator, self.job.plan
-        await self._save_now()
+        if coordinator.step >= plan.num_steps and coordinator.tally.nodes_seen:
+            # A run that was over before it was resumed: its nodes dial, and should hear that it is.
+            await coordinator.turn_away(m.Finished("the run is complete", ok=True), LAST_CALL_SECONDS)
         while coordinator.step < plan.num_steps and not (self.stopping or coordinator.tally.stopped_early):
             data = await coordinator.next_step()
             if self._is_stopping():

@@ -270,6 +270,7 @@ class CentralServer:
             run = Run(job, saver, coordinator, listener, gate, hooks, self._clock)
             if self._stop_asked:
                 run.stop()
+            await run.begin()
             self._run = run
             known = self._announce(run, saver)
             self._up.set()
