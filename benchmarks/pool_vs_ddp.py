@@ -1,7 +1,8 @@
 """A model of 10M parameters: seconds a step of a pool of two nodes against DDP over Gloo.
 
 Each process computes for about 100 ms, and 42 MB go each way to and from each node: what counts is processor
-time a byte, and what overlaps. Run: ``python benchmarks/pool_vs_ddp.py``.
+time a byte, and what overlaps. Run: ``python benchmarks/pool_vs_ddp.py``, and with ``--compression int8``, where a
+quarter of the bytes goes each way.
 """
 
 from __future__ import annotations
@@ -44,21 +45,25 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--steps", type=int, default=12, help="steps a turn")
     parser.add_argument("--rows", type=int, help="rows of a leaf; default: what takes 100 ms here")
+    parser.add_argument("--compression", choices=("int8",), help="what the pool sends; default: fp32")
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = given.rows or rows_for(100.0)
     task = Task(WIDTHS, rows, batches=4, optimizer=given.optimizer)
-    pool, ddp, leaves = compare(task, given.turns, given.steps, warm_steps=2)
+    pool, ddp, leaves = compare(task, given.turns, given.steps, warm_steps=2, compression=given.compression)
     name = {"sgd": "SGD with momentum", "adamw": "AdamW"}[given.optimizer]
+    whole = 4 * task.num_parameters()
     setup = (
-        f"{task.num_parameters():,} parameters fp32, 2 nodes, 2 leaves of {rows} rows (about 100 ms), {name}, TLS, "
+        f"{task.num_parameters():,} parameters fp32, sent as {given.compression or 'fp32'} (a delivery "
+        f"{pool.sent_bytes / whole:.3f} of fp32, received a step, data included, {pool.received_bytes / whole:.3f}), "
+        f"2 nodes, 2 leaves of {rows} rows (about 100 ms), {name}, TLS, "
         f"journal on, loopback, 1 thread each, {given.turns} turns of {given.steps} steps in alternation; "
         f"ours: {pool}, leaves by node {leaves}, loss at the end {pool.loss:.6f}; "
         f"theirs (DDP, Gloo, 2 processes, same batches): {ddp}, loss at the end {ddp.loss:.6f}"
     )
     report(
-        "pool_vs_ddp",
+        "pool_vs_ddp_int8" if given.compression else "pool_vs_ddp",
         statistics.median(pool.milliseconds),
         statistics.median(ddp.milliseconds),
         "ms",

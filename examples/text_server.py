@@ -1,11 +1,12 @@
 """A coordinator for the text model: dict samples, ragged lines, -100 where there is nothing to guess.
 
-python examples/text_server.py
-python examples/text_node.py            as many as you like
+python examples/text_server.py          in one terminal; it waits for nodes
+python examples/text_node.py            in others, as many as you like; about a minute with two
 python examples/text_sample.py          when it is done: what the model writes
 """
 
 import argparse
+import math
 
 import torch
 from text_model import Lines, TextModel
@@ -30,7 +31,7 @@ def make_server(port: int = 5555, epochs: int = 40, folder: str = "checkpoints/t
 
 def print_epoch(epoch: int, train_loss: float, **figures: object) -> None:
     """Called by the server after each epoch."""
-    print(f"epoch {epoch}: loss {train_loss:.4f}", flush=True)
+    print(f"epoch {epoch}: loss {train_loss:.4f}, perplexity {math.exp(train_loss):.2f}", flush=True)
 
 
 def main() -> None:

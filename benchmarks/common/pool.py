@@ -48,11 +48,15 @@ def run_coordinator(pipe: Pipe, folder: str, task: Task, collects: bool, options
 
 
 def run_node(pipe: Pipe, folder: str, invite: str, address: tuple[str, int], task: Task) -> None:
-    """A TrainingNode that counts its leaves."""
+    """A TrainingNode that counts its leaves, and what it sent and received of each lease."""
     prepare_process(folder)
     from manyhands.pool.node import TrainingNode
 
     leaves = 0
+    leases: list[tuple[int, int]] = []
+
+    def on_lease(*, compressed_size: int, received_bytes: int, **_: Any) -> None:
+        leases.append((compressed_size, received_bytes))
 
     def on_leaf(loss: float, batch_id: int) -> None:
         nonlocal leaves
@@ -60,8 +64,8 @@ def run_node(pipe: Pipe, folder: str, invite: str, address: tuple[str, int], tas
         if leaves == 1:
             pipe.send("takes part")
 
-    TrainingNode(task.model(), address, invite=invite).train(loss_callback=on_leaf)
-    pipe.send(leaves)
+    TrainingNode(task.model(), address, invite=invite).train(on_leaf, on_lease)
+    pipe.send((leaves, leases))
 
 
 class Coordinator:
@@ -97,6 +101,8 @@ class Pool(Coordinator):
         nodes = [cast.start(run_node, self.invite, self.address, task) for _ in range(2)]
         self._nodes = [pipe for pipe, _ in nodes]
         self._pids = [self.pid, *(pid for _, pid in nodes)]
+        self.traffic: list[tuple[int, int]] = []
+        """At the end, of every lease: bytes of partial sums sent, bytes received with and since the one before."""
 
     def warm_up(self, steps: int) -> int:
         """Train until both nodes take part, and `steps` more; how many steps that were."""
@@ -116,4 +122,6 @@ class Pool(Coordinator):
         self.finish()
         for node in self._nodes:
             answer(node)
-        return [answer(node) for node in self._nodes]
+        told = [answer(node) for node in self._nodes]
+        self.traffic = [lease for _, leases in told for lease in leases]
+        return [leaves for leaves, _ in told]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from common.cast import Cast
 from common.ddp import Ranks
@@ -31,11 +31,15 @@ class Rival(Protocol):
 
 @dataclass
 class Side:
-    """What one side took: milliseconds of each step, processor milliseconds a step of all its processes."""
+    """What one side took: milliseconds of each step, processor milliseconds a step of all its processes; and what
+    a node of the pool sends and receives a lease.
+    """
 
     milliseconds: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
     loss: float = 0.0
+    sent_bytes: float = 0.0
+    received_bytes: float = 0.0
 
     def take_turn(self, rival: Rival, steps: int, warm_steps: int) -> None:
         """A turn of `steps` steps that count, after `warm_steps` that do not."""
@@ -49,15 +53,17 @@ class Side:
         return f"{spread(self.milliseconds)}, processor time {statistics.median(self.processor):.2f} a step"
 
 
-def compare(task: Task, turns: int, steps: int, warm_steps: int) -> tuple[Side, Side, list[int]]:
+def compare(
+    task: Task, turns: int, steps: int, warm_steps: int, **options: Any
+) -> tuple[Side, Side, list[int]]:
     """The pool and DDP over `turns` turns of `steps` steps each, and the leaves that each node computed.
 
-    `warm_steps` before each turn are left out: a side that waited has cold caches. RuntimeError where the two
-    sides did not train the same.
+    `warm_steps` before each turn are left out: a side that waited has cold caches. `options` are CentralServer's.
+    RuntimeError where the two sides did not train the same.
     """
     pool_side, ddp_side = Side(), Side()
     with Cast() as cast:
-        ranks, pool = Ranks(cast, task), Pool(cast, task)
+        ranks, pool = Ranks(cast, task), Pool(cast, task, **options)
         ranks.turn(pool.warm_up(warm_steps))
         for turn in range(turns):
             pool_side.take_turn(pool, steps, warm_steps)
@@ -69,4 +75,6 @@ def compare(task: Task, turns: int, steps: int, warm_steps: int) -> tuple[Side, 
                 )
         ranks.end()
         leaves = pool.end()
+    pool_side.sent_bytes = statistics.median(sent for sent, _ in pool.traffic)
+    pool_side.received_bytes = statistics.median(received for _, received in pool.traffic)
     return pool_side, ddp_side, leaves

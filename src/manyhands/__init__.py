@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from manyhands.errors import (
     BadSample,
+    CaptureFailed,
     ManyhandsError,
     Mismatch,
     NonFinite,
+    ProgramRefused,
     ProtocolError,
     Refused,
     RunFailed,
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BadSample",
+    "CaptureFailed",
     "CentralServer",
     "ManyhandsError",
     "Mismatch",
     "NonFinite",
+    "ProgramRefused",
     "ProtocolError",
     "Refused",
     "Report",

@@ -28,6 +28,7 @@ sys.exit(code)
         (["config", "show", "--json"], 0),
         (["status"], 4),
         (["stop"], 4),
+        (["join"], 4),
         (["invite", "--uses", "3"], 4),
         ([], 2),
         (["config"], 2),
@@ -57,10 +58,11 @@ def test_light_verbs_load_no_torch(arguments, code, tmp_path):
         (["invite", "--role", "king"], "role: 'king'"),
         (["invite", "--hours", "0"], "hours"),
         (["invite", "--revoke", "a", "--ban", "b"], "--revoke and --ban"),
-        (["join", "mh://secretsecretsecret@host:1"], "TrainingNode"),
+        (["join", "mh://secretsecretsecret@host:1"], "token"),
+        (["join", "--nproc", "2"], "--cpus"),
         (["worker"], "not built yet"),
         (["launch", "train.py", "--nproc", "4"], "torchrun"),
-        (["doctor", "--help"], "not built yet"),
+        (["doctor", "mh://short@localhost:1"], "token"),
     ],
 )
 def test_usage_errors_name_what_is_wrong(arguments, says, tmp_path):

@@ -50,7 +50,12 @@ def work(order: dict[str, Any]) -> dict[str, Any]:
         model = None
     if "copy_of" in order:
         dataset = build(order["copy_of"])[1]
-    node = TrainingNode(model, ("localhost", order["port"]), dataset=dataset if order.get("local") else None)
+    node = TrainingNode(
+        model,
+        ("localhost", order["port"]),
+        dataset=dataset if order.get("local") else None,
+        compress_gradients=bool(order.get("compress")),
+    )
     if order.get("raises"):
         model.register_forward_hook(_raise)
     if "fails_at" in order:

@@ -49,7 +49,7 @@ def server(folder: Path, **options: Any) -> CentralServer:
         ({"model": lambda x: x}, "model must be a torch.nn.Module, not function"),
         ({"precision": "int8"}, "precision='int8'"),
         ({"aggregation": "async"}, "aggregation='async'"),
-        ({"compression": "int8"}, "compression='int8' is not built yet"),
+        ({"compression": "int4"}, "compression='int4' is not one of None, 'int8'"),
         ({"verify": 1.5}, "verify=1.5"),
         ({"clip_norm": 0.0}, "clip_norm=0.0"),
         ({"checkpoint_interval": 0}, "checkpoint_interval=0"),
@@ -127,8 +127,8 @@ def test_calls_out_of_order_say_what_comes_first(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"call connect\(\) first"):
             call()
     node.close()
-    with pytest.raises(UsageError, match="needs model="):
-        TrainingNode().train()
+    with pytest.raises(UsageError, match="a loop of your own computes with its own model"):
+        TrainingNode().connect()
 
 
 def test_a_server_starts_once(tmp_path: Path) -> None:

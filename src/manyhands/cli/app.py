@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from manyhands.cli import config, console, demo, invite, notbuilt, serve, status, stop, verify
+from manyhands.cli import config, console, demo, doctor, invite, join, notbuilt, serve, status, stop, verify
 
 app = typer.Typer(
     name="manyhands",
@@ -49,10 +49,12 @@ def _everywhere(
 
 app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
+app.command("join")(join.join)
 app.command("status")(status.status)
 app.command("stop")(stop.stop)
 app.command("invite")(invite.invite)
 app.command("verify")(verify.verify)
+app.command("doctor")(doctor.doctor)
 app.add_typer(config.app, name="config")
 for _name in notbuilt.INSTEAD:
     app.command(_name, help="Not built yet.", **notbuilt.ANY_ARGUMENTS)(notbuilt.refuse)

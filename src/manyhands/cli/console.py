@@ -33,6 +33,11 @@ def wants_tracebacks() -> bool:
     return _Loudness.level >= _TRACEBACKS
 
 
+def is_verbose() -> bool:
+    """Whether -v was given."""
+    return _Loudness.level > _NORMAL
+
+
 def is_quiet() -> bool:
     """Whether -q was given."""
     return _Loudness.level <= _QUIET

@@ -33,7 +33,7 @@ def demo(
     no_kill: Annotated[bool, typer.Option("--no-kill", help="Kill none of them.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Train on real handwritten digits here, kill a node, and prove the weights equal one process's."""
+    """Train on real digits here, kill a node, prove the same bits."""
     from manyhands.clock import SystemClock
 
     if nodes == 1 and not no_kill:

@@ -9,10 +9,8 @@ import typer
 from manyhands.errors import UsageError
 
 INSTEAD: Final = {
-    "join": 'run a script with TrainingNode(model=..., invite="@FILE").train() on that machine',
     "worker": "the pool shares one model's training: CentralServer and TrainingNode",
     "launch": "torchrun starts processes on torch.distributed",
-    "doctor": "`manyhands status` says whether a run can be reached, and why not",
 }
 ANY_ARGUMENTS: Final[dict[str, Any]] = {
     "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from manyhands.errors import Unreachable, UsageError
+from manyhands.errors import Refused, Unreachable, UsageError
 from manyhands.wire.admission import Role
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ DEFAULT_PORT = 5555
 
 InviteArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[INVITE]", help="An mh:// line or @FILE; without one, your coordinator here."),
+    typer.Argument(metavar="INVITE", help="An mh:// line or @FILE; without one, your coordinator here."),
 ]
 PortOption = Annotated[
     int | None,
@@ -82,13 +82,19 @@ class Desk:
 
         settings = load()
         given = settings.invite.get_secret_value() if settings.invite else None
-        port = self._port if self._port is not None else _usual_port()
-        invite = find_invite(self._invite, given, state_dir(), port, Role.OWNER)
+        port = self._port if self._port is not None else usual_port()
+        try:
+            invite = find_invite(self._invite, given, state_dir(), port, Role.OWNER)
+        except Refused:  # a node's advice, a line of the role node, would not help here
+            raise Refused(
+                f"no coordinator of yours runs here on port {port}, and no invite was given: `manyhands serve TARGET` "
+                "starts one; for one elsewhere, `manyhands invite --role observer` on its machine prints a line"
+            ) from None
         self._key = NodeKey.claim(ensure_state_dir() / "owner-keys")
         return dial(invite, key=self._key, timeout_seconds=settings.network.timeout)
 
 
-def _usual_port() -> int:
+def usual_port() -> int:
     """5555, or the port of the only coordinator of this user here."""
     from manyhands.settings import state_dir
     from manyhands.wire import known_ports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,13 +10,17 @@ import typer
 
 from manyhands.cli import console
 from manyhands.cli.owner import JsonOption
-from manyhands.errors import UsageError
+from manyhands.errors import ManyhandsError, RunFailed, UsageError
 
 if TYPE_CHECKING:
     from manyhands.pool.server import CentralServer
+    from manyhands.pool.tally import Report
 
 TargetArgument = Annotated[
-    str, typer.Argument(help="server.py:server or module:name, a CentralServer or a function returning one.")
+    str,
+    typer.Argument(
+        metavar="TARGET", help="server.py:server or module:name, a CentralServer or a function returning one."
+    ),
 ]
 
 
@@ -42,18 +47,33 @@ def serve(
     server.port = server.port if port is None else port
     server.advertise = server.advertise if advertise is None else advertise
     server.resume = server.resume if resume is None else _resume(resume)
-    server.start(block=False)
-    if invite_file is not None:
-        _write(server, invite_file)
-    report = server.wait()
+    report = _run(server, invite_file)
     if as_json:
         console.show_json(asdict(report))
         return
     loss = "-" if report.final_loss is None else f"{report.final_loss:.4g}"
     console.show(
         f"done: {report.steps} steps, {report.samples_applied} samples applied, loss {loss}, "
-        f"{report.seconds:.1f} s; the model is in {server.checkpoint_dir}"
+        f"{report.seconds:.1f} s; the model is {_model_path(server, report)}"
     )
+
+
+def _run(server: CentralServer, invite_file: Path | None) -> Report:
+    """From start to report. An exception of the user's own code is shown whole; the run failed by it."""
+    try:
+        server.start(block=False)
+        if invite_file is not None:
+            _write(server, invite_file)
+        return server.wait()
+    except ManyhandsError:
+        raise
+    except Exception as error:
+        traceback.print_exception(error)
+        raise RunFailed(f"the run ended by an exception: {type(error).__name__}: {error}") from error
+
+
+def _model_path(server: CentralServer, report: Report) -> Path:
+    return server.checkpoint_dir / str(server.status()["run"]) / f"step-{report.steps}" / "model.safetensors"
 
 
 def _resume(text: str) -> bool | Literal["auto"]:

@@ -15,4 +15,6 @@ def stop(invite: InviteArgument = None, port: PortOption = None, as_json: JsonOp
     if as_json:
         console.show_json(answer)
     else:
-        console.show("stopping: what is committed is saved; go on later with resume")
+        console.show(
+            "stopping: what is committed is saved; `manyhands serve TARGET --resume` goes on with it"
+        )

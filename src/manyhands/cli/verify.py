@@ -18,7 +18,7 @@ def verify(
     steps: Annotated[int, typer.Option(min=1, help="How many steps to compare after.")] = 20,
     as_json: JsonOption = False,
 ) -> int:
-    """Train the first steps of TARGET by nodes and by one process; exit 0 if no bit differs."""
+    """Train TARGET by nodes and by one process; compare every bit."""
     from manyhands.clock import SystemClock
     from manyhands.testing.comparison import compare
 
@@ -41,6 +41,8 @@ def verify(
         console.show_json(outcome)
     else:
         _tell(outcome)
+    if found.nodes < nodes:
+        console.tell(f"only {found.nodes} of {nodes} nodes joined before the last step: give more --steps")
     if not found.bit_identical:
         raise RunFailed(
             f"{found.first_difference} is the first tensor with other bits; does the target make the same "
@@ -52,8 +54,12 @@ def verify(
 def _tell(outcome: dict[str, Any]) -> None:
     same = "every bit is the same" if outcome["bit_identical"] else "the weights differ"
     console.show(
-        f"  {same} after {outcome['steps']} steps of {outcome['nodes']} nodes\n"
+        f"  {same} after {outcome['steps']} steps {_by(outcome['nodes'])}\n"
         f"  largest difference  {outcome['largest_difference']:g}\n"
         f"  first difference    {outcome['first_difference'] or 'none'}\n"
         f"  numeric class       {outcome['numeric_class']}"
     )
+
+
+def _by(nodes: int) -> str:
+    return "by 1 node" if nodes == 1 else f"by {nodes} nodes"

@@ -12,7 +12,7 @@ This module knows no node, speed, deadline or policy; it never refuses, its call
 from __future__ import annotations
 
 from manyhands.fleet.opinions import Opinion
-from manyhands.fleet.tree import cover_mask, depth_of, is_absent, is_ancestor
+from manyhands.fleet.tree import cover_mask, depth_of, is_absent, is_ancestor, lowered
 
 
 class OpenLease:
@@ -47,18 +47,26 @@ class Board:
 
     __slots__ = (
         "any_overdue", "audit", "covered", "delivery_seconds", "depth", "digests", "ever", "first_lease", "full",
-        "held", "leases", "num_leaves", "open", "opinions", "shared", "skipped", "step", "unleased",
+        "held", "leases", "level", "num_leaves", "open", "opinions", "shared", "skipped", "step", "unleased",
         "waiting",
     )  # fmt: skip
 
     def __init__(
-        self, step: int, num_leaves: int, delivery_seconds: float, first_lease: int, *, audit: bool = False
+        self,
+        step: int,
+        num_leaves: int,
+        delivery_seconds: float,
+        first_lease: int,
+        *,
+        audit: bool = False,
+        level: int = 0,
     ) -> None:
         self.step = step
         self.num_leaves = num_leaves
         self.delivery_seconds = delivery_seconds
         self.first_lease = first_lease
         self.audit = audit
+        self.level = level
         self.depth = depth_of(num_leaves)
         self.full = (1 << num_leaves) - 1
         self.covered = 0
@@ -113,7 +121,11 @@ class Board:
 
     def subtrees(self, leaves: int) -> tuple[int, ...]:
         """These leaves as maximal aligned subtrees."""
-        return cover_mask(leaves, self.depth, self.num_leaves)
+        return self.lowered(cover_mask(leaves, self.depth, self.num_leaves))
+
+    def lowered(self, subtrees: tuple[int, ...]) -> tuple[int, ...]:
+        """The same leaves in subtrees that may be leased whole."""
+        return lowered(subtrees, self.level, self.depth, self.num_leaves) if self.level else subtrees
 
     def take(self, subtree: int, leaves: int, digest: int) -> tuple[tuple[int, ...], int]:
         """Cover a subtree that is not wholly covered yet.

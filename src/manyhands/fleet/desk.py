@@ -50,7 +50,7 @@ class Desk:
         lease = OpenLease(lease_id, node.key, leaves, now, deadline, ends_at)
         board.enter(lease)
         self.roster.engage(node, lease, board.step)
-        subtrees = subtrees or board.subtrees(leaves)
+        subtrees = board.lowered(subtrees) if subtrees else board.subtrees(leaves)
         value = Lease(lease_id, self.incarnation, board.step, node.key, subtrees, now, deadline)
         out.append(Grant(node.key, value))
         if (board.audit or self.policy.verify) and not leaves & (board.waiting | board.shared):

@@ -67,13 +67,15 @@ class Open(_Value, frozen=True, gc=False, tag=True):
     """A step of `leaves` leaves begins, and is leased at once.
 
     The same step may open again: what was covered of it is forgotten. `delivery_seconds` is what one delivered
-    subtree costs, as measured by the shell. With `audit`, every sum needs two equal answers.
+    subtree costs, as measured by the shell. With `audit`, every sum needs two equal answers. No larger subtree is
+    leased than those at `level` (0: the root).
     """
 
     step: int
     leaves: int
     delivery_seconds: float = 0.0
     audit: bool = False
+    level: int = 0
 
 
 class Receipt(_Value, frozen=True, gc=False, tag=True):

@@ -142,7 +142,12 @@ class LeaseMachine:
         self._granter.end_all(out)
         self._granter.roster.step_ended(self._granter.board.step)
         self._granter.board = Board(
-            event.step, event.leaves, event.delivery_seconds, self._granter.next_id, audit=event.audit
+            event.step,
+            event.leaves,
+            event.delivery_seconds,
+            self._granter.next_id,
+            audit=event.audit,
+            level=event.level,
         )
         self._granter.latest_end = -NEVER
         self._granter.fill(now, out)

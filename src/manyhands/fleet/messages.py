@@ -27,6 +27,8 @@ from manyhands.errors import ProtocolError
 
 PROTOCOL = 1
 SMALL_BYTES = 1 << 16
+ECHO_BYTES = 60 * 1024
+"""The most that an echo carries each way: what fits a question."""
 _T = TypeVar("_T")
 
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -88,7 +90,10 @@ class Computed(_Message, frozen=True):
 
 
 class Delivered(_Message, frozen=True):
-    """The partial sum of one subtree follows as a body; ``present`` is a bit per parameter, little-endian."""
+    """The partial sum of one subtree follows as a body; ``present`` is a bit per parameter, little-endian.
+
+    ``packed``: it is a unit's, and its fp32 travels as int8.
+    """
 
     lease: Count
     incarnation: Count
@@ -98,6 +103,7 @@ class Delivered(_Message, frozen=True):
     num_bytes: Count
     present: Presence
     leaves: Annotated[list[LeafDone], Meta(max_length=1 << 16)]
+    packed: bool = False
 
 
 class NotFinite(_Message, frozen=True):
@@ -162,11 +168,15 @@ class Everything(_Message, frozen=True):
 
 
 class State(_Message, frozen=True):
-    """The moving part of the state follows: what a lease of step ``version`` computes with."""
+    """The moving part of the state follows: what a lease of step ``version`` computes with.
+
+    ``packed``: as int8, the change from the version before.
+    """
 
     version: Count
     transfer: Count
     num_bytes: Count
+    packed: bool = False
 
 
 class SmallBatch(_Message, frozen=True):
@@ -206,7 +216,8 @@ class Probe(_Message, frozen=True):
 class Granted(_Message, frozen=True):
     """Leave to compute these subtrees of step ``step``; ``weights`` are those of their leaves, in order.
 
-    ``depth`` is the tree's. ``scale`` multiplies the loss (fp16).
+    ``depth`` is the tree's. ``scale`` multiplies the loss (fp16). The subtrees at ``unit_level`` are units: their
+    sums travel as int8, and no larger ones at all; None: sums travel as fp32.
     """
 
     lease: Count
@@ -217,6 +228,7 @@ class Granted(_Message, frozen=True):
     subtrees: tuple[int, ...]
     weights: list[tuple[Leaves, float]]
     scale: float
+    unit_level: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
 class Trimmed(_Message, frozen=True):
@@ -257,7 +269,7 @@ FromCoordinator = (
     | Finished
 )
 
-# ---- the owner's questions (unary) --------------------------------------------------------------------
+# ---- short questions (unary) --------------------------------------------------------------------
 
 
 class AskStatus(_Message, frozen=True):
@@ -283,7 +295,18 @@ class AskRevoke(_Message, frozen=True):
     ban: bool = False
 
 
-Question = AskStatus | AskStop | AskInvite | AskRevoke
+class AskStanding(_Message, frozen=True):
+    """How the asker stands here and what the run would need of it; for every role."""
+
+
+class AskEcho(_Message, frozen=True):
+    """`num_bytes` zero bytes, please; `filler` is only there to be sent. For every role, within a budget."""
+
+    filler: Annotated[bytes, Meta(max_length=ECHO_BYTES)]
+    num_bytes: Annotated[int, Meta(ge=0, le=ECHO_BYTES)]
+
+
+Question = AskStatus | AskStop | AskInvite | AskRevoke | AskStanding | AskEcho
 
 _encoder = msgspec.msgpack.Encoder()
 _from_node = msgspec.msgpack.Decoder(list[FromNode])
@@ -307,12 +330,12 @@ def decode_from_coordinator(control: bytes | memoryview) -> list[FromCoordinator
 
 
 def encode_question(question: Question) -> bytes:
-    """An owner's question as bytes."""
+    """A short question as bytes."""
     return _encoder.encode(question)
 
 
 def decode_question(data: bytes) -> Question:
-    """An owner's question; ProtocolError where it is none."""
+    """A short question; ProtocolError where it is none."""
     question: Question = _strict(_question, data)
     return question
 

@@ -1,7 +1,8 @@
 """One node's stream as the coordinator sees it: messages in, an outbox out.
 
 The outbox keeps order, puts small messages that wait together into one envelope, and forgets a state that a
-newer one has overtaken, so a slow node never holds more than one. Runs on the coordinator's event loop;
+newer one has overtaken, so a slow node never holds more than one. A change of state needs the one before: it
+overtakes nothing, and a whole state overtakes it. Runs on the coordinator's event loop;
 decides nothing.
 """
 
@@ -47,18 +48,27 @@ class Bulk:
     payload: bytes
     envelopes: tuple[bytes, ...] = ()
     supersedes: bool = False
+    is_change: bool = False
 
     @classmethod
-    def of(cls, message: Any, transfer: int, body: bytes | memoryview, *, supersedes: bool = False) -> Bulk:
+    def of(
+        cls,
+        message: Any,
+        transfer: int,
+        body: bytes | memoryview,
+        *,
+        supersedes: bool = False,
+        is_change: bool = False,
+    ) -> Bulk:
         """Pack `body`. One that fits a chunk stays loose, to travel with its neighbours in the outbox."""
         if len(body) <= CHUNK_BYTES:
-            return cls(message, transfer, bytes(body), (), supersedes)
+            return cls(message, transfer, bytes(body), (), supersedes, is_change)
         first = encode(message)
         envelopes = tuple(
             pack(b"" if offset else first, transfer=transfer, offset=offset, payload=payload)
             for offset, payload in chunks(memoryview(body), CHUNK_BYTES)
         )
-        return cls(message, transfer, b"", envelopes, supersedes)
+        return cls(message, transfer, b"", envelopes, supersedes, is_change)
 
 
 class Session:
@@ -87,10 +97,15 @@ class Session:
 
     def _forget_superseded(self, newer: int) -> None:
         def is_old(item: Any) -> bool:
-            return isinstance(item, Bulk) and item.supersedes and item.transfer != newer
+            return _is_state(item) and item.transfer != newer
 
         if any(is_old(item) for item in self._outbox):
             self._outbox = deque(item for item in self._outbox if not is_old(item))
+
+    @property
+    def has_states_waiting(self) -> bool:
+        """Whether the node has not even been sent what it should hold."""
+        return any(_is_state(item) for item in self._outbox)
 
     def finish(self) -> None:
         """Close after everything posted is written."""
@@ -164,3 +179,7 @@ class Session:
                     yield waiting.pop(envelope.transfer), body
             elif envelope.payload:
                 raise ProtocolError(f"{len(envelope.payload)} bytes of payload belong to no transfer")
+
+
+def _is_state(item: Any) -> bool:
+    return isinstance(item, Bulk) and (item.supersedes or item.is_change)

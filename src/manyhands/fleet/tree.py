@@ -116,6 +116,23 @@ def cover_mask(leaves: int, depth: int, num_leaves: int) -> tuple[int, ...]:
     return subtrees
 
 
+def level_of(heap: int) -> int:
+    """How far below the root a subtree stands."""
+    return heap.bit_length() - 1
+
+
+def lowered(subtrees: tuple[int, ...], level: int, depth: int, num_leaves: int) -> tuple[int, ...]:
+    """The same leaves as subtrees that stand at `level` or below: larger ones are cut, absent parts left out."""
+    if all(level_of(heap) >= level for heap in subtrees):
+        return subtrees
+    cut: list[int] = []
+    for heap in subtrees:
+        shift = max(0, level - level_of(heap))
+        parts = range(heap << shift, (heap + 1) << shift)
+        cut += [part for part in parts if not is_absent(part, depth, num_leaves)]
+    return tuple(cut)
+
+
 def run_mask(leaves: range) -> int:
     """A run of leaves as a bit mask."""
     return ((1 << len(leaves)) - 1) << leaves.start

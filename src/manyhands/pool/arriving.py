@@ -11,9 +11,10 @@ from typing import NamedTuple
 from manyhands.errors import ProtocolError
 from manyhands.fleet import messages as m
 from manyhands.fleet.events import Answer, NonFinite
-from manyhands.fleet.tree import depth_of, is_inside, span
+from manyhands.fleet.tree import depth_of, is_inside, level_of, span
 from manyhands.pool.sums import StepSum
 from manyhands.training.gradients import GradientLayout, Partial, witness
+from manyhands.training.packing import SumPacking
 from manyhands.wire.transfer import Body
 
 
@@ -24,18 +25,38 @@ class Arrival(NamedTuple):
     message: m.Delivered
 
 
-def receive(layout: GradientLayout, sums: StepSum, message: m.Delivered, body: Body) -> Arrival:
-    """Copy a delivered body into a sum's buffer. ProtocolError where it cannot be one of this run's."""
-    if body.num_bytes != layout.layout.num_bytes:
-        raise ProtocolError(
-            f"a partial sum of {body.num_bytes} bytes where this run's have {layout.layout.num_bytes}"
-        )
+def receive(
+    layout: GradientLayout, sums: StepSum, message: m.Delivered, body: Body, packing: SumPacking | None
+) -> Arrival:
+    """Copy a delivered body into a sum's buffer, unpacked. ProtocolError where it cannot be one of this run's."""
+    if message.packed and packing is None:
+        raise ProtocolError("a partial sum came as int8, and this run's travel as fp32")
+    num_bytes = packing.num_bytes if message.packed and packing is not None else layout.layout.num_bytes
+    if body.num_bytes != num_bytes:
+        raise ProtocolError(f"a partial sum of {body.num_bytes} bytes where this run's have {num_bytes}")
     present = int.from_bytes(message.present, "little")
     if present > layout.everyone:
         raise ProtocolError(f"a partial sum claims more than the model's {len(layout.parameters)} parameters")
     buffer = sums.buffer()
-    body.copy_to(buffer.bytes)
+    if message.packed and packing is not None:
+        body.copy_to(packing.bytes)
+        packing.unpack(buffer.body)
+    else:
+        body.copy_to(buffer.bytes)
     return Arrival(Partial(buffer, present), message)
+
+
+def misfit(message: m.Delivered, unit_level: int | None) -> str | None:
+    """Why a sum of the open step does not come as its units do, as a sentence; None where it does."""
+    level = level_of(message.subtree)
+    if unit_level is None:
+        return "it came as int8, and the sums of this step travel as fp32" if message.packed else None
+    if level < unit_level:
+        return f"subtree {message.subtree} is larger than a unit, which is rounded before it is added to others"
+    if (level == unit_level) != message.packed:
+        there, here = ("int8", "fp32") if message.packed else ("fp32", "int8")
+        return f"subtree {message.subtree} came as {there} and travels as {here} in this step"
+    return None
 
 
 def event_of(

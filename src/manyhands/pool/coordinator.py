@@ -97,6 +97,7 @@ class Coordinator:
             load().network.timeout,
             Shipper(job),
             self.model_lock,
+            self.compress_on_request,
         )
         self._second_try = SecondTry(job)
         self._open: OpenStep | None = None
@@ -122,13 +123,16 @@ class Coordinator:
             coming = self.job.feeder.step(self.step)
             data = coming.result() if coming.done() else await asyncio.wrap_future(coming)
             self._raise_failure()
-            self._open = OpenStep(data, is_audited=audit)
+            level = self._unit_level(len(data.leaves))
+            self._open = OpenStep(data, is_audited=audit, unit_level=level)
             for index, why in data.quarantined.items():
                 self._quarantine(index, why)
             if not data.leaves:
                 return data
-            self._sums.open(len(data.leaves))
-            self._apply(e.Open(self.step, len(data.leaves), audit=audit))
+            compression = self.job.master.compression
+            settle = compression.settle(self.step) if compression is not None else None
+            self._sums.open(len(data.leaves), level or 0, settle)
+            self._apply(e.Open(self.step, len(data.leaves), audit=audit, level=level or 0))
             await asyncio.sleep(0)  # what was granted goes out first
             self.job.feeder.look_ahead(self.step)
             ahead = self.job.feeder.ready(self.step + 1)
@@ -139,6 +143,25 @@ class Coordinator:
             if not self._is_again():
                 return data
             audit = audit or self._open.is_audited
+
+    def _unit_level(self, num_leaves: int) -> int | None:
+        compression = self.job.master.compression
+        return compression.unit_level(num_leaves) if compression is not None and num_leaves else None
+
+    def compress_on_request(self) -> str:
+        """What a node that asks for int8 is told; the run changes over where nothing is committed yet."""
+        if self.job.master.compression is not None:
+            return "this run sends int8, as compress_gradients asks"
+        is_untouched = self.machine.step < 0 or self.machine.is_open
+        if self.step > 0 or not is_untouched:
+            return (
+                f"compress_gradients asks for int8, and this run has computed {max(self.step, 1)} steps with fp32 "
+                "gradients: it goes on with them. Give CentralServer(compression='int8') for another run"
+            )
+        self.job.master.compress(self.job.options.seed, self.job.plan.micro_batches)
+        if self._open is not None:
+            self._once_more("a node asks for int8 gradients, and nothing is committed yet")
+        return "this run sends int8 from its first step on, as compress_gradients asks"
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -178,8 +201,9 @@ class Coordinator:
             push = self._sender.begin_push(self.step + 1)
             self.is_torn = True
             for final_bytes in self.job.master.commit(root, divisor, opened.num_leaves):
+                told_bytes = self.job.master.told(final_bytes)
                 if push is not None:
-                    push.advance(final_bytes)
+                    push.advance(told_bytes)
                     await asyncio.sleep(0)
             self.is_torn = False
             if push is not None:
@@ -246,7 +270,7 @@ class Coordinator:
                 member = self.members.get(key)
                 if member is not None and self._open is not None:
                     member.refused = 0
-                    self._sender.grant(member, lease, self._open.data)
+                    self._sender.grant(member, lease, self._open.data, self._open.unit_level)
             case e.Cut(key, lease_id, keep):
                 self._post(key, m.Trimmed(lease_id, keep))
             case e.Take(key, lease_id, subtree, replaces, leaves):
@@ -256,7 +280,7 @@ class Coordinator:
                 self._arriving = None
                 numeric_class = self.members[key].numeric_class  # it may be gone when the step is committed
                 self._open.credit(key, numeric_class, lease_id, leaves, message.leaves)
-                self._sums.take(subtree, partial, replaces)
+                self._sums.take(subtree, partial, replaces, is_settled=message.packed)
             case e.Complete() | e.SkipStep():
                 self._skip = instruction.reason if isinstance(instruction, e.SkipStep) else None
                 self._settled.set()
@@ -398,8 +422,14 @@ class Coordinator:
         return False
 
     def _delivered(self, member: Member, message: m.Delivered, body: Body) -> None:
-        arrival = arriving.receive(self.job.master.gradients, self._sums, message, body)
-        key, opened = member.peer.key_id, self._open
+        master, key, opened = self.job.master, member.peer.key_id, self._open
+        if opened is not None and message.step == self.step:
+            odd = arriving.misfit(message, opened.unit_level)
+            if odd is not None:  # also of a lease from before the run changed over
+                self._refuse(key, odd)
+                return
+        packing = master.compression.sums if master.compression is not None else None
+        arrival = arriving.receive(master.gradients, self._sums, message, body, packing)
         for done in message.leaves[-1:]:
             member.computing_seconds += done.seconds
             self._apply(e.Receipt(key, message.incarnation, message.lease, done.leaf, done.seconds))

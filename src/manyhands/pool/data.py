@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from manyhands.clock import Clock, SystemClock
@@ -31,6 +32,9 @@ AHEAD_STEPS = 3
 
 QUICK_SECONDS = 0.002
 """A step that loads faster than this is loaded on the event loop."""
+
+GATHER_STEPS = 8
+"""How many quick steps are gathered at a time: one call of torch costs as much as the rows of a small step."""
 
 CollateFn = Callable[[list[Any]], Batch]
 
@@ -61,12 +65,20 @@ class Source:
     collate_fn: CollateFn | None
     seed: int
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a batch is rows of tensors, which :meth:`rows` gives for many leaves at once."""
+        return type(self.dataset) is TensorDataset and self.collate_fn is None
+
+    def rows(self, indices: Sequence[int]) -> list[Tensor]:
+        """What default_collate makes of these rows, without fetching them one by one; draws no numbers."""
+        rows = torch.tensor(indices)
+        return [tensor[rows] for tensor in self.dataset.tensors]
+
     def load(self, epoch: int, indices: Sequence[int]) -> Batch:
         """The collated batch; BadSample names the item that raised."""
-        if type(self.dataset) is TensorDataset and self.collate_fn is None:
-            # What default_collate makes of these rows, without fetching them one by one; draws no numbers.
-            rows = torch.tensor(indices)
-            return [tensor[rows] for tensor in self.dataset.tensors]
+        if self.is_plain:
+            return self.rows(indices)
         items = [self._item(epoch, index) for index in indices]
         try:
             if self.collate_fn is None:  # default_collate draws no random numbers
@@ -118,6 +130,30 @@ class LeafLoader:
         weight = self.objective.weigh(batch)
         return LeafData(indices, weight, frame.encode(batch).to_bytes() if self.ship else None)
 
+    @property
+    def gathers(self) -> bool:
+        """Whether :meth:`gather` may be called."""
+        return self.ship and self.source.is_plain
+
+    def gather(self, leaves: Sequence[tuple[int, ...]]) -> list[LeafData]:
+        """As one call for each leaf would, from the rows of all of them fetched and counted at once."""
+        whole = self.source.rows([index for leaf in leaves for index in leaf])
+        by_row = self.objective.weigh_rows(whole)
+        made, start = list[LeafData](), 0
+        for leaf in leaves:
+            stop = start + len(leaf)
+            batch = [tensor[start:stop] for tensor in whole]
+            weight = self.objective.weigh(batch) if by_row is None else float(sum(by_row[start:stop]))
+            made.append(LeafData(leaf, weight, frame.encode(batch).to_bytes()))
+            start = stop
+        return made
+
+
+def _done(data: StepData) -> Future[StepData]:
+    future: Future[StepData] = Future()
+    future.set_result(data)
+    return future
+
 
 class Feeder:
     """Prepares steps in order: on a thread of its own, or between two steps where that takes no time.
@@ -139,7 +175,8 @@ class Feeder:
         self._plan = plan
         self._load_leaf = load
         self._loaders = Loaders(load, num_workers) if num_workers else None
-        self._ahead = max(1, min(AHEAD_STEPS, queue_size // plan.micro_batches))
+        self._room = max(1, queue_size // plan.micro_batches)
+        self._ahead = min(AHEAD_STEPS, self._room)
         self._quarantine = on_bad_sample == "quarantine"
         self._clock = clock or SystemClock()
         self.quarantined: set[int] = set()
@@ -168,7 +205,7 @@ class Feeder:
         quick = self._seconds < QUICK_SECONDS and self._loaders is None
         if quick and all(future.done() for future in self._pending.values()):
             if step + 1 < self._plan.num_steps and step + 1 not in self._pending:
-                self._pending[step + 1] = self._load_here(step + 1)
+                self._load_here(step + 1)
             return
         for number in range(step + 1, min(step + 1 + self._ahead, self._plan.num_steps)):
             self.step(number)
@@ -186,13 +223,30 @@ class Feeder:
             return None
         return future.result()
 
-    def _load_here(self, step: int) -> Future[StepData]:
-        future: Future[StepData] = Future()
+    def _load_here(self, step: int) -> None:
+        if self._load_leaf.gathers:
+            for number, data in enumerate(self._gather(step), step):
+                self._pending[number] = _done(data)
+            return
+        self._pending[step] = future = Future[StepData]()
         try:
             future.set_result(self.load(step))
         except BadSample as error:
             future.set_exception(error)
-        return future
+
+    def _gather(self, step: int) -> list[StepData]:
+        """`step` and some after it in its epoch, which no item of can be bad: their rows lie in memory."""
+        epoch, plan = self._plan.epoch_of(step), self._plan
+        most = min(GATHER_STEPS, plan.num_steps - step, (epoch + 1) * plan.steps_per_epoch - step, self._room)
+        order = self._order_of(epoch)
+        cuts = [plan.step(number, order, self.quarantined) for number in range(step, step + most)]
+        leaves = self._load_leaf.gather([leaf for cut in cuts for leaf in cut.leaves])
+        made, start = list[StepData](), 0
+        for cut in cuts:
+            stop = start + len(cut.leaves)
+            made.append(StepData(cut, tuple(leaves[start:stop])))
+            start = stop
+        return made
 
     def close(self) -> None:
         """End the thread; an item that is being fetched is waited for."""
@@ -211,11 +265,10 @@ class Feeder:
 
     def _load(self, step: int) -> StepData:
         epoch = self._plan.epoch_of(step)
-        if self._order[0] != epoch:
-            self._order = (epoch, self._plan.order(epoch))
+        order = self._order_of(epoch)
         found: dict[int, str] = {}
         while True:
-            cut = self._plan.step(step, self._order[1], self.quarantined)
+            cut = self._plan.step(step, order, self.quarantined)
             try:
                 return StepData(cut, tuple(self._leaves(epoch, cut)), found)
             except BadSample as error:
@@ -223,6 +276,11 @@ class Feeder:
                     raise
                 self.quarantined.add(error.index)
                 found[error.index] = str(error.__cause__)
+
+    def _order_of(self, epoch: int) -> list[int]:
+        if self._order[0] != epoch:
+            self._order = (epoch, self._plan.order(epoch))
+        return self._order[1]
 
     def _leaves(self, epoch: int, cut: StepPlan) -> list[LeafData]:
         if self._loaders is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from manyhands.settings import load
 from manyhands.settings.paths import state_dir
@@ -11,7 +12,34 @@ from manyhands.wire.dialer import Connection, dial
 from manyhands.wire.known import find_invite, read_invite
 from manyhands.wire.nodekey import NodeKey
 
+if TYPE_CHECKING:  # the other module loads torch, and a command that dials needs none
+    from manyhands.fleet.uplink import Stream
+
 DEFAULT_ADDRESS = ("localhost", 5555)
+
+
+class Streams(Protocol):
+    """A connection, as far as a node knows one."""
+
+    def stream(self) -> Stream:
+        """Open the node's stream."""
+        ...
+
+    def close(self) -> None:
+        """End it and everything on it."""
+        ...
+
+
+class Dials(Protocol):
+    """Whatever reaches a node's coordinator."""
+
+    def dial(self) -> Streams:
+        """A connection; raises Unreachable or Refused."""
+        ...
+
+    def release(self) -> None:
+        """The node leaves for good."""
+        ...
 
 
 class Dialler:

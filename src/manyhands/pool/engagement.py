@@ -16,6 +16,7 @@ import torch
 
 from manyhands.errors import BadSample, Mismatch, ProtocolError, Refused
 from manyhands.fleet import messages as m
+from manyhands.fleet.tree import level_of
 from manyhands.fleet.uplink import Lost, Uplink
 from manyhands.pool.data import Source
 from manyhands.pool.lane import Lane, LaneSpec, SumReady
@@ -26,6 +27,7 @@ from manyhands.training import criteria, numerics
 from manyhands.training.batch import Batch
 from manyhands.training.buffers import Fold
 from manyhands.training.objective import Objective
+from manyhands.training.packing import StatePacking, SumPacking
 from manyhands.training.state import ModelState
 from manyhands.wire.transfer import Body
 
@@ -60,6 +62,9 @@ class Engagement:
         self._batches: dict[tuple[int, int], Batch] = {}
         self._source: Source | None = None
         self._over: m.Finished | None = None
+        self._version = -1
+        self._sum_packing: SumPacking | None = None
+        self._state_packing: StatePacking | None = None
         self.welcome: m.Welcome
         self.lane: Lane
 
@@ -200,11 +205,11 @@ class Engagement:
         over = self._over is not None or self._uplink.lost.is_set()
         return () if over else self._trims.get(lease)
 
-    def deliver(self, granted: m.Granted, ready: SumReady) -> None:
-        """Send a partial sum and take its body back."""
+    def deliver(self, granted: m.Granted, ready: SumReady) -> int:
+        """Send a partial sum and take its body back; the bytes that it travels as."""
         partial = ready.partial
+        body = self._pack(granted, ready)
         present = partial.present.to_bytes((len(self.lane.gradients.parameters) + 7) // 8, "little")
-        num_bytes = partial.buffer.body.numel()
         self._uplink.deliver(
             lambda transfer: m.Delivered(
                 granted.lease,
@@ -212,13 +217,24 @@ class Engagement:
                 granted.step,
                 ready.subtree,
                 transfer,
-                num_bytes,
+                len(body),
                 present,
                 ready.leaves,
+                body is not partial.buffer.bytes,
             ),
-            partial.buffer.bytes,
+            body,
         )
         self.lane.give_back(partial.buffer)
+        return len(body)
+
+    def _pack(self, granted: m.Granted, ready: SumReady) -> memoryview:
+        """What is sent of a partial sum: of a unit's, its int8."""
+        if level_of(ready.subtree) != granted.unit_level:
+            return ready.partial.buffer.bytes
+        if self._sum_packing is None:
+            self._sum_packing = SumPacking(self.lane.gradients, self.welcome.seed)
+        self._sum_packing.pack(ready.partial, granted.step, ready.subtree - (1 << granted.unit_level))
+        return self._sum_packing.bytes
 
     def hand_back(self, granted: m.Granted, error: BaseException) -> m.HandedBack:
         """What to say of a lease that cannot be computed here, and at which leaf and dataset item it failed."""
@@ -237,13 +253,7 @@ class Engagement:
     def _keep(self, message: m.FromCoordinator, body: Body | None) -> m.FromCoordinator | None:
         """Put what belongs to later leases in its place; returns what is the caller's."""
         if isinstance(message, m.State) and body is not None:
-            moving = self.lane.moving
-            if body.num_bytes != moving.layout.num_bytes:
-                raise ProtocolError(
-                    f"a state of {body.num_bytes} bytes where this model's has {moving.layout.num_bytes}"
-                )
-            body.copy_to(moving.bytes)
-            self.lane.state_arrived()
+            self._take_state(message, body)
         elif isinstance(message, m.Batch) and body is not None:
             self._batches[message.step, message.leaf] = frame.decode(body.to_tensor())
         elif isinstance(message, m.SmallBatch):
@@ -255,6 +265,26 @@ class Engagement:
         elif not isinstance(message, m.Trimmed):
             return message
         return None
+
+    def _take_state(self, message: m.State, body: Body) -> None:
+        """The weights of the next step: whole, or the change from those that are held."""
+        moving = self.lane.moving
+        if message.packed and self._state_packing is None:
+            self._state_packing = StatePacking(moving)
+        packing = self._state_packing if message.packed else None
+        num_bytes = moving.layout.num_bytes if packing is None else packing.num_bytes
+        if body.num_bytes != num_bytes:
+            raise ProtocolError(f"a state of {body.num_bytes} bytes where this model's has {num_bytes}")
+        if packing is None:
+            body.copy_to(moving.bytes)
+        elif self._version != message.version - 1:
+            raise ProtocolError(
+                f"the change to version {message.version} of the weights came, and this node holds {self._version}"
+            )
+        else:
+            packing.apply(body.to_tensor(), moving.body)
+        self._version = message.version
+        self.lane.state_arrived()
 
     def _load_later(self, message: m.Indices) -> None:
         if self._source is None:

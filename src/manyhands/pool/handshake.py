@@ -50,6 +50,8 @@ class Door:
     hello_seconds: float
     shipper: Shipper
     model_lock: asyncio.Lock
+    compress: Callable[[], str]
+    """The run is asked for int8; what the node is told."""
     _everything_at: tuple[int, Bulk] | None = None
 
     async def admit(self, peer: Peer, session: Session, said: AsyncIterator[Said]) -> Member:
@@ -142,7 +144,7 @@ class Door:
         job = self.job
         notes = list(job.notes)
         if hello.wants_compression:
-            notes.append("compress_gradients asks for int8; this run sends fp32 gradients")
+            notes.append(self.compress())
         return m.Welcome(
             self.run,
             self.incarnation,
@@ -165,6 +167,12 @@ class Door:
             layout = self.job.state.layout()
             body = layout.allocate()
             self.job.state.read(layout, body)
+            compression = self.job.master.compression
+            if compression is not None:
+                told = compression.weights.tensors()
+                for spec, view in zip(layout.specs, layout.views(body), strict=True):
+                    if spec.name in told:
+                        view.copy_(told[spec.name])
             transfer = self.transfers()
             bulk = Bulk.of(m.Everything(transfer, layout.num_bytes), transfer, bytes_of(body))
             self._everything_at = step, bulk

@@ -97,6 +97,8 @@ def prepare(
         queue_size=options.queue_size,
     )
     own = _own_class(state, objective, master, leaves, seed, options)
+    if options.compression is not None:
+        master.compress(options.seed, plan.micro_batches)
     return Job(options, plan, state, objective, source, master, feeder, leaves, seed, own, tuple(notes))
 
 

@@ -113,7 +113,7 @@ class Lane:
         """Compute a lease. `batches(leaf)` gives a leaf's batch; `keep()` the subtrees left of it (None:
         all).
         """
-        self._sums.open(granted.num_leaves)
+        self._sums.open(granted.num_leaves, granted.unit_level or 0)
         self.computing = None
         weights = dict(granted.weights)
         wanted = list(granted.subtrees)
@@ -198,7 +198,8 @@ def _without(leaf: int, wanted: list[int], granted: Granted) -> list[int]:
     for subtree in wanted:
         left |= tree.mask(subtree, granted.depth)
     left &= ((1 << granted.num_leaves) - 1) & ~(1 << leaf)
-    return list(tree.cover_mask(left, granted.depth, granted.num_leaves))
+    subtrees = tree.cover_mask(left, granted.depth, granted.num_leaves)
+    return list(tree.lowered(subtrees, granted.unit_level or 0, granted.depth, granted.num_leaves))
 
 
 def _inside_any(subtree: int, uppers: Sequence[int]) -> bool:

@@ -22,7 +22,7 @@ class LeaseMeter:
         self._at = clock.monotonic()
         self._sent = self._received = 0
         self._compute_seconds = 0.0
-        self._original = 0
+        self._original = self._compressed = 0
 
     def start(self) -> None:
         """Begin a lap without closing one."""
@@ -33,9 +33,10 @@ class LeaseMeter:
         """A leaf took this long."""
         self._compute_seconds += seconds
 
-    def delivered(self, num_bytes: int) -> None:
-        """A partial sum of this size was sent."""
+    def delivered(self, num_bytes: int, sent_bytes: int) -> None:
+        """A partial sum of this size was sent, as so many bytes."""
         self._original += num_bytes
+        self._compressed += sent_bytes
 
     def seconds_since_start(self) -> float:
         """Seconds since the lap began."""
@@ -50,8 +51,9 @@ class LeaseMeter:
             "comp_time": self._compute_seconds,
             "net_time": max(0.0, now - self._at - self._compute_seconds),
             "original_size": self._original,
-            "compressed_size": self._original,
+            "compressed_size": self._compressed,
         }
-        self._sent, self._received, self._original = counted.sent_bytes, counted.received_bytes, 0
+        self._sent, self._received = counted.sent_bytes, counted.received_bytes
+        self._original = self._compressed = 0
         self._compute_seconds, self._at = 0.0, now
         return figures

@@ -25,7 +25,7 @@ from manyhands.fleet import tree
 from manyhands.fleet.uplink import Stream, Uplink
 from manyhands.observe.waiting import Waiting
 from manyhands.pool.byhand import by_name, in_order
-from manyhands.pool.dialling import DEFAULT_ADDRESS, Dialler
+from manyhands.pool.dialling import DEFAULT_ADDRESS, Dialler, Dials, Streams
 from manyhands.pool.engagement import Engagement, Offer
 from manyhands.pool.lane import LeafBroken, LeafReady, SumReady
 from manyhands.pool.meter import LeaseMeter
@@ -35,7 +35,6 @@ from manyhands.release import __version__
 from manyhands.settings import load
 from manyhands.training.device import pick_device
 from manyhands.wire.backoff import delays
-from manyhands.wire.dialer import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +78,8 @@ class TrainingNode:
         self._clock: Clock = SystemClock()
         self._stopping = threading.Event()
         self._trainer: threading.Thread | None = None
-        self._dialler = Dialler(server_address, invite, secure=secure)
-        self._connection: Connection | None = None
+        self._dialler: Dials = Dialler(server_address, invite, secure=secure)
+        self._connection: Streams | None = None
         self._uplink: Uplink | None = None
         self._engagement: Engagement | None = None
         self._leases: dict[int, m.Granted] = {}
@@ -124,6 +123,9 @@ class TrainingNode:
             except Unreachable as error:
                 if not self._stopping.is_set():
                     self._wait_or_give_up(error, waiting, next(waits), has_joined=has_joined)
+            except ManyhandsError:
+                if not self._stopping.is_set():  # a goodbye may overtake a sum that was about to be sent
+                    raise
             finally:
                 self._disconnect()
 
@@ -186,8 +188,8 @@ class TrainingNode:
                 uplink.send(m.Computed(granted.lease, granted.incarnation, output.done))
                 done = [output.done]
             elif isinstance(output, SumReady):
-                engagement.deliver(granted, output)
-                self._meter.delivered(output.partial.buffer.body.numel())
+                sent_bytes = engagement.deliver(granted, output)
+                self._meter.delivered(output.partial.buffer.body.numel(), sent_bytes)
                 done = output.leaves[-1:]
             else:
                 uplink.send(_not_finite(granted, output))
@@ -272,8 +274,8 @@ class TrainingNode:
         leaf, weight = granted.weights[0]
         partial = engagement.lane.sum_of(ordered, weight)
         done = m.LeafDone(leaf, None, self._meter.seconds_since_start())
-        engagement.deliver(granted, SumReady(granted.subtrees[0], partial, [done]))
-        self._meter.delivered(partial.buffer.body.numel())
+        sent_bytes = engagement.deliver(granted, SumReady(granted.subtrees[0], partial, [done]))
+        self._meter.delivered(partial.buffer.body.numel(), sent_bytes)
         return self._meter.lap(self._require_uplink()) if self._collect_metrics else None
 
     def close(self) -> None:
@@ -320,7 +322,7 @@ class TrainingNode:
         self._engagement.greet()
         self._meter.start()
 
-    def _open_stream(self, connection: Connection) -> Stream:
+    def _open_stream(self, connection: Streams) -> Stream:
         """The stream to the coordinator; a test's node puts one that fails on purpose in its place."""
         return connection.stream()
 

@@ -21,6 +21,8 @@ class OpenStep:
     credits: list[tuple[int, str, int]] = field(default_factory=list)
     classes: dict[str, str] = field(default_factory=dict)
     is_audited: bool = False
+    unit_level: int | None = None
+    """In a compressed step, where its units stand in the tree."""
 
     @property
     def num_leaves(self) -> int:

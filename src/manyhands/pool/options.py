@@ -31,7 +31,7 @@ class PoolOptions:
     precision: Precision = "fp32"
     clip_norm: float | None = None
     aggregation: Literal["sync"] = "sync"
-    compression: str | None = None
+    compression: Literal["int8"] | None = None
     data: Data = "ship"
     numerics: Numerics = "tolerant"
     verify: float = 0.0
@@ -47,6 +47,7 @@ class PoolOptions:
 
 _CHOICES = {
     "aggregation": ("sync",),
+    "compression": (None, "int8"),
     "data": ("ship", "local"),
     "numerics": ("tolerant", "strict"),
     "on_nonfinite": ("stop", "skip_step"),
@@ -61,8 +62,6 @@ def check_options(options: PoolOptions) -> None:
         value = getattr(options, name)
         if value not in choices:
             raise UsageError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
-    if options.compression is not None:
-        raise UsageError(f"compression={options.compression!r} is not built yet: leave it None")
     if options.data == "local" and options.collate_fn is not None:
         raise UsageError(
             'collate_fn does not reach nodes that read their own data: with data="local" leave it None, and do its '

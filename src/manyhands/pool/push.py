@@ -12,16 +12,15 @@ from collections.abc import Sequence
 from manyhands.fleet.messages import State, encode
 from manyhands.fleet.session import CHUNK_BYTES, Bulk
 from manyhands.pool.member import Member
-from manyhands.training.moving import MovingState
 from manyhands.wire.envelope import pack
 
 
 class Push:
     """One version of the state, to some members."""
 
-    def __init__(self, moving: MovingState, version: int, transfer: int, members: Sequence[Member]) -> None:
-        self._body = moving.bytes
-        self._message = State(version, transfer, len(self._body))
+    def __init__(self, body: memoryview, message: State, members: Sequence[Member]) -> None:
+        self._body = body
+        self._message = message
         self._members = list(members)
         self._posted = 0
 
@@ -37,7 +36,11 @@ class Push:
             envelope = pack(control, transfer=transfer, offset=self._posted, payload=payload)
             self._posted = end
             for member in self._members:
-                member.session.post(Bulk(None, transfer, b"", (envelope,), supersedes=True))
+                member.session.post(self._bulk(transfer, envelope))
+
+    def _bulk(self, transfer: int, envelope: bytes) -> Bulk:
+        is_change = self._message.packed
+        return Bulk(None, transfer, b"", (envelope,), supersedes=not is_change, is_change=is_change)
 
     def finish(self) -> None:
         """Everything is posted: these members hold the version."""
@@ -46,6 +49,6 @@ class Push:
             member.forget_before(self._message.version)
 
 
-def is_worth_it(moving: MovingState) -> bool:
-    """Whether the state is more than a chunk, so that a part of it can travel before the rest."""
-    return bool(moving.is_attached and moving.layout.num_bytes > CHUNK_BYTES)
+def is_worth_it(body: memoryview) -> bool:
+    """Whether what is sent is more than a chunk, so that a part of it can travel before the rest."""
+    return len(body) > CHUNK_BYTES

@@ -15,6 +15,7 @@ from typing import Any
 from manyhands.clock import Clock
 from manyhands.errors import ManyhandsError, RunFailed, Unreachable
 from manyhands.fleet import messages as m
+from manyhands.fleet.visitors import Echoes
 from manyhands.observe.metrics import MetricLog
 from manyhands.observe.progress import Progress, Standing
 from manyhands.observe.rates import Rate
@@ -63,6 +64,7 @@ class Run:
     clock: Clock
     stopping: bool = False
     state: str = "waiting"
+    echoes: Echoes = field(default_factory=Echoes)
     _saving: asyncio.Task[Any] | None = None
     _saved_at: float = 0.0
     _started: float = 0.0
@@ -70,7 +72,7 @@ class Run:
     _rate: Rate = field(default_factory=Rate)
 
     async def ask(self, peer: Peer, request: bytes) -> bytes:
-        """An owner's question."""
+        """A short question."""
         return await answer(self, peer, request)
 
     def _is_stopping(self) -> bool:

@@ -18,6 +18,7 @@ from torch import nn
 
 from manyhands.clock import Clock
 from manyhands.errors import UsageError
+from manyhands.pool.compression import INT8
 from manyhands.pool.job import Job
 from manyhands.pool.tally import Tally
 from manyhands.pool.validation import EarlyStopping
@@ -108,6 +109,8 @@ class Saver:
         self, job: Job, found: checkpoint.Found, early_stopping: EarlyStopping | None = None
     ) -> tuple[int, Tally]:
         """Put a checkpoint back into the job; returns the steps it holds and the tally as it was."""
+        if found.manifest["plan"].get("compression") == INT8 and job.master.compression is None:
+            job.master.compress(job.options.seed, job.plan.micro_batches)  # a node may have asked for it
         _check_same(job, found.manifest)
         loaded = checkpoint.load(found)
         tensors = job.state.tensors()
@@ -163,7 +166,9 @@ def _plan(job: Job) -> dict[str, Any]:
         "seed",
         "join_tail",
     )
-    return {name: getattr(plan, name) for name in names} | {"precision": job.options.precision}
+    compression = INT8 if job.master.compression is not None else None
+    options = {"precision": job.options.precision, "compression": compression}
+    return {name: getattr(plan, name) for name in names} | options
 
 
 def _check_tensors(mine: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]) -> None:

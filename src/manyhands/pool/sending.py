@@ -30,17 +30,18 @@ class Sender:
         self._members = members
         self._numbers = itertools.count(1)
         self._state: tuple[int, Bulk] | None = None
+        self._change: tuple[int, Bulk] | None = None
         self._batches: dict[tuple[int, int], Bulk] = {}
 
     def transfer(self) -> int:
         """A number for one more body."""
         return next(self._numbers)
 
-    def grant(self, member: Member, lease: e.Lease, data: StepData) -> None:
+    def grant(self, member: Member, lease: e.Lease, data: StepData, unit_level: int | None) -> None:
         """A lease, behind all that it needs."""
         step, num_leaves = data.plan.step, len(data.leaves)
         if member.holds_version != step:
-            member.session.post(self._state_of(step))
+            member.session.post(self._state_for(member, step))
             member.holds_version = step
             member.forget_before(step)
         depth = depth_of(num_leaves)
@@ -57,6 +58,7 @@ class Sender:
                 lease.subtrees,
                 [(leaf, data.leaves[leaf].weight) for leaf in leaves],
                 self._job.master.scale.value,
+                unit_level,
             )
         )
 
@@ -72,11 +74,14 @@ class Sender:
 
     def begin_push(self, version: int) -> Push | None:
         """Let the nodes that computed the last step have `version` as it comes; None where it is small."""
-        moving = self._job.master.moving
-        if not is_worth_it(moving) or version >= self._job.plan.num_steps:
+        master = self._job.master
+        body = master.moving.bytes if master.compression is None else master.compression.weights.change
+        if not (master.moving.is_attached and is_worth_it(body)) or version >= self._job.plan.num_steps:
             return None
         members = [member for member in self._members.values() if member.holds_version == version - 1]
-        return Push(moving, version, self.transfer(), members)
+        if is_change := master.compression is not None:
+            members = [member for member in members if _follows(member, version)]
+        return Push(body, m.State(version, self.transfer(), len(body), is_change), members)
 
     def forget_from(self, step: int) -> None:
         """The leaves of `step` and later ones are cut anew."""
@@ -84,12 +89,26 @@ class Sender:
         for member in self._members.values():
             member.holds_leaves = {key for key in member.holds_leaves if key[0] < step}
 
-    def _state_of(self, step: int) -> Bulk:
-        if self._state is None or self._state[0] != step:
-            moving, transfer = self._job.master.moving, self.transfer()
-            message = m.State(step, transfer, moving.layout.num_bytes)
-            self._state = step, Bulk.of(message, transfer, moving.bytes, supersedes=True)
+    def _state_for(self, member: Member, step: int) -> Bulk:
+        """The weights of `step` whole, or in a compressed run their change where the node holds those before."""
+        compression = self._job.master.compression
+        if compression is None:
+            self._state = self._packed(self._state, step, self._job.master.moving.bytes)
+        elif _follows(member, step):
+            self._change = self._packed(self._change, step, compression.weights.change, is_change=True)
+            return self._change[1]
+        else:
+            self._state = self._packed(self._state, step, compression.weights.bytes)
         return self._state[1]
+
+    def _packed(
+        self, last: tuple[int, Bulk] | None, step: int, body: memoryview, *, is_change: bool = False
+    ) -> tuple[int, Bulk]:
+        if last is not None and last[0] == step:
+            return last
+        transfer = self.transfer()
+        message = m.State(step, transfer, len(body), is_change)
+        return step, Bulk.of(message, transfer, body, supersedes=not is_change, is_change=is_change)
 
     def _leaf(self, member: Member, data: StepData, leaf: int) -> None:
         step, key, item = data.plan.step, (data.plan.step, leaf), data.leaves[leaf]
@@ -106,3 +125,12 @@ class Sender:
                 message = m.Batch(step, leaf, transfer, len(item.frame))
                 self._batches[key] = Bulk.of(message, transfer, item.frame)
             member.session.post(self._batches[key])
+
+
+def _follows(member: Member, version: int) -> bool:
+    """Whether the change to `version` is enough for a node: it has got the weights before, and wrote to none of them.
+
+    A loop of the caller's own may have written to its model.
+    """
+    holds = member.holds_version >= 0 and member.holds_version == version - 1
+    return holds and not member.manual and not member.session.has_states_waiting

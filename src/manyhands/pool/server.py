@@ -81,7 +81,7 @@ class CentralServer:
         precision: Precision = "fp32",
         weight: Callable[[Any], float] | None = None,
         aggregation: Literal["sync"] = "sync",
-        compression: str | None = None,
+        compression: Literal["int8"] | None = None,
         data: Data = "ship",
         numerics: Numerics = "tolerant",
         verify: float = 0.0,

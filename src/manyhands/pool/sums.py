@@ -1,16 +1,21 @@
 """The step's sum as it grows: partial sums of outstanding subtrees, siblings merged as soon as both are
 there.
 
+In a compressed run the sum of a unit is settled when it is complete, which is rounding it to int8 and back; above
+units, settled sums are added. Who computed a unit, in how many pieces, does not show.
+
 Holds tensors for the lease machine, which decides what is taken: its ``covered`` set and these bodies are
 always the same subtrees. At most one buffer per outstanding subtree is alive, and freed ones are used again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from manyhands.fleet import tree
 from manyhands.training.gradients import GradientLayout, Partial, SumBuffer, combine
+
+Settle = Callable[[Partial, int], None]
 
 MOST_FREE = 4
 FREE_BYTES = 1 << 24
@@ -26,11 +31,18 @@ class StepSum:
         self._sums: dict[int, Partial] = {}
         self._depth = 0
         self._num_leaves = 0
+        self._level = 0
+        self._settle: Settle | None = None
 
-    def open(self, num_leaves: int) -> None:
-        """Begin a step; what was left of the last one is dropped."""
+    def open(self, num_leaves: int, level: int = 0, settle: Settle | None = None) -> None:
+        """Begin a step; what was left of the last one is dropped.
+
+        Sums are merged up to `level`. With `settle` it is called with each complete one there, by the number of its
+        unit, and they are merged on to the root.
+        """
         self.drop(list(self._sums))
         self._depth, self._num_leaves = tree.depth_of(num_leaves), num_leaves
+        self._level, self._settle = level, settle
 
     def buffer(self) -> SumBuffer:
         """A buffer to receive a partial sum into; it comes back through `take` or `give_back`."""
@@ -41,10 +53,21 @@ class StepSum:
         if len(self._free) < max(MOST_FREE, FREE_BYTES // max(self._layout.layout.num_bytes, 1 << 14)):
             self._free.append(buffer)
 
-    def take(self, subtree: int, partial: Partial, replaces: Iterable[int] = ()) -> None:
+    def take(
+        self, subtree: int, partial: Partial, replaces: Iterable[int] = (), *, is_settled: bool = False
+    ) -> None:
         """Store the sum of `subtree` in place of `replaces`, then merge upward."""
         self.drop(replaces)
-        while subtree > 1:
+        subtree, partial = self._merged(subtree, partial, self._level)
+        if self._settle is not None and tree.level_of(subtree) == self._level:
+            if not is_settled:
+                self._settle(partial, subtree - (1 << self._level))
+            subtree, partial = self._merged(subtree, partial, 0)
+        self._sums[subtree] = partial
+
+    def _merged(self, subtree: int, partial: Partial, level: int) -> tuple[int, Partial]:
+        """The largest subtree, at `level` or below, whose sum is complete with this one."""
+        while subtree >> level > 1:
             other = tree.sibling(subtree)
             if not tree.is_absent(other, self._depth, self._num_leaves):
                 neighbour = self._sums.pop(other, None)
@@ -54,7 +77,7 @@ class StepSum:
                 partial = combine(self._layout, left, right)
                 self.give_back(right.buffer)
             subtree = tree.parent(subtree)
-        self._sums[subtree] = partial
+        return subtree, partial
 
     def drop(self, subtrees: Iterable[int]) -> None:
         """Forget partial sums that a larger one replaces."""

@@ -127,6 +127,7 @@ def run_reference(parts: Parts) -> ReferenceReport:
         clip_norm=options.clip_norm,
         precision=options.precision,
         weight=options.weight,
+        compression=options.compression,
     )
 
 

@@ -34,7 +34,7 @@ from manyhands.tensors import dtypes, memory
 from manyhands.tensors.layout import MAX_BYTES, MAX_DIMS, shape_problem
 from manyhands.tensors.memory import num_elements, padded
 from manyhands.tensors.nest import flatten
-from manyhands.tensors.structure import Structure, check, rebuild
+from manyhands.tensors.structure import Row, Seq, Slot, Structure, Table, check, rebuild
 
 MAGIC: Final = b"MHfr"
 VERSION: Final = 1
@@ -43,6 +43,8 @@ MAX_SCHEMA_BYTES: Final = 16 << 20
 MAX_TENSORS: Final = 100_000
 MAX_KEPT_SCHEMA_BYTES: Final = 4096
 """Larger schemas are read anew each time: what is kept of a peer's must be small."""
+MAX_KEPT_NODES: Final = 64
+"""Larger trees are written anew each time."""
 _HEADER: Final = struct.Struct("<4sHHIIQ")
 HEADER_BYTES: Final = _HEADER.size
 
@@ -105,25 +107,42 @@ def encode(tree: Any) -> Frame:
             f"a batch of {len(leaves)} tensors; at most {MAX_TENSORS} may travel: stack some of them"
         )
     tensors = [memory.densified(leaf) for leaf in leaves]
-    schema = _SCHEMA_ENCODER.encode(
-        Schema(structure, tuple([_entry(t.dtype, t.shape, t.stride()) for t in tensors]))
+    entries = tuple([_entry(t.dtype, t.shape, t.stride()) for t in tensors])
+    schema_bytes, head = (_head if _is_kept(structure) else _head.__wrapped__)(structure, entries)
+    parts: list[bytes | memoryview] = [head]
+    body_bytes = 0
+    for tensor in tensors:
+        if gap := -body_bytes % memory.ALIGNMENT:
+            parts.append(bytes(gap))
+        parts.append(memory.bytes_of(tensor))
+        body_bytes += gap + len(parts[-1])
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    header = _HEADER.pack(MAGIC, VERSION, 0, schema_bytes, crc, body_bytes)
+    return Frame(HEADER_BYTES + len(head) + body_bytes, (header, *parts))
+
+
+def _is_kept(structure: Structure) -> bool:
+    """Whether equal structures are the same one: 1, 1.0 and True are equal and not the same."""
+    nodes = structure.nodes
+    return len(nodes) <= MAX_KEPT_NODES and all(
+        isinstance(node, Slot | Seq | Row | str)
+        or (isinstance(node, Table) and all(isinstance(key, str) for key in node.keys))
+        for node in nodes
     )
+
+
+@lru_cache(maxsize=64)
+def _head(structure: Structure, entries: tuple[Entry, ...]) -> tuple[int, bytes]:
+    """How many bytes a schema has, and it with its padding; most batches of a stream have the same one."""
+    schema = _SCHEMA_ENCODER.encode(Schema(structure, entries))
     if len(schema) > MAX_SCHEMA_BYTES:
         raise UsageError(
             f"a batch without its tensors takes {len(schema)} bytes; at most {MAX_SCHEMA_BYTES} may travel: "
             "put numbers into tensors"
         )
-    body_start = padded(HEADER_BYTES + len(schema))
-    parts: list[bytes | memoryview] = [schema, bytes(body_start - HEADER_BYTES - len(schema))]
-    body_bytes = 0
-    for tensor in tensors:
-        parts += [bytes(-body_bytes % memory.ALIGNMENT), memory.bytes_of(tensor)]
-        body_bytes = padded(body_bytes) + len(parts[-1])
-    crc = 0
-    for part in parts:
-        crc = zlib.crc32(part, crc)
-    header = _HEADER.pack(MAGIC, VERSION, 0, len(schema), crc, body_bytes)
-    return Frame(body_start + body_bytes, (header, *parts))
+    return len(schema), schema + bytes(padded(HEADER_BYTES + len(schema)) - HEADER_BYTES - len(schema))
 
 
 def decode(data: Data, *, max_bytes: int = MAX_FRAME_BYTES) -> Any:

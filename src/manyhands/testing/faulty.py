@@ -13,7 +13,7 @@ from typing import Any
 from manyhands.errors import ManyhandsError
 from manyhands.fleet import messages as m
 from manyhands.fleet.uplink import Stream
-from manyhands.pool.dialling import Dialler
+from manyhands.pool.dialling import Dialler, Streams
 from manyhands.pool.node import TrainingNode
 from manyhands.settings import state_dir
 from manyhands.testing.channel import Channel
@@ -46,14 +46,15 @@ class ClusterNode(TrainingNode):
     def prepare(self, faults: tuple[Fault, ...], channel: Channel) -> None:
         """Give it its script, before ``train``."""
         self._script, self._channel = Script(faults), channel
-        self._dialler = _LocalDialler(
-            self._dialler.address, self._dialler.invite, secure=self._dialler.secure
-        )
+        own = self._dialler
+        assert isinstance(own, Dialler)
+        self._dialler = _LocalDialler(own.address, own.invite, secure=own.secure)
         if any(fault.at == "computing" for fault in faults):
             assert self.model is not None
             self.model.register_forward_hook(self._computing)
 
-    def _open_stream(self, connection: Connection) -> Stream:
+    def _open_stream(self, connection: Streams) -> Stream:
+        assert isinstance(connection, Connection)
         self._stream = FaultyStream(connection, self._script, self._channel)
         return self._stream
 

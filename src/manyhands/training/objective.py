@@ -55,6 +55,22 @@ class Objective:
         counter = _counter(self.criterion)
         return counter(batch) if counter is not None else float(size_of(batch))
 
+    def weigh_rows(self, batch: Batch) -> list[int] | None:
+        """What each sample of `batch` adds to its leaf's weight; None where a leaf's weight is no sum of that kind.
+
+        Whole numbers, so that their sum over a leaf is what :meth:`weigh` says of it, to the bit.
+        """
+        if self.weight is not None or self.is_sum:
+            return None
+        ignored = _ignored(self.criterion)
+        if ignored is None:
+            return [1] * size_of(batch) if self.counts_samples else None
+        targets = targets_of(batch)
+        if targets.is_floating_point():
+            return [1] * size_of(batch)
+        counts: list[int] = (targets != ignored).reshape(len(targets), -1).sum(1).tolist()
+        return counts
+
     @property
     def is_sum(self) -> bool:
         """Whether the criterion sums, so that the step's gradient is not divided."""
@@ -96,6 +112,15 @@ def _counter(criterion: Criterion | None) -> Callable[[Batch], float] | None:
         return _count_targets(IGNORE_INDEX, None)
     if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
         return _count_targets(criterion.ignore_index, criterion.weight)
+    return None
+
+
+def _ignored(criterion: Criterion | None) -> int | None:
+    """The target that a criterion passes over where it counts the others; None where it does not just count."""
+    if criterion is None:
+        return IGNORE_INDEX
+    if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss) and criterion.weight is None:
+        return int(criterion.ignore_index)
     return None
 
 

@@ -2,13 +2,15 @@
 
 A plain loop over the eager module, on one screen, sharing no code with the pool: no leases, no wire, no
 partial-sum bodies. It does share the definition of a leaf (seeds, loss, weight), since that is what is being
-reproduced. The sum over leaves is a recursion over halves, which is the tree that the pool promises.
+reproduced; with compression also Q and D (training/rounded.py). The sum over leaves is a recursion over halves, which
+is the tree that the pool promises.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ from manyhands.training.batch import collate
 from manyhands.training.buffers import Fold, batch_norms, mutated_since, snapshot
 from manyhands.training.objective import Objective
 from manyhands.training.optimizer import OptimizerFactory, SchedulerFactory, build_optimizer, build_scheduler
+from manyhands.training.rounded import Rounded
 from manyhands.training.scale import LossScale
 from manyhands.training.seeds import derive, epoch_order, generators
 from manyhands.training.state import ModelState, weights_sha256
@@ -57,6 +60,7 @@ def reference(
     clip_norm: float | None = None,
     precision: Precision = "fp32",
     weight: Callable[[Any], float] | None = None,
+    compression: str | None = None,
 ) -> ReferenceReport:
     """Train `model` in place, alone. Arguments mean what they mean to ``CentralServer``."""
     state = ModelState(model, criterion)
@@ -64,6 +68,7 @@ def reference(
     opt = build_optimizer(optimizer, state)
     lrs = build_scheduler(scheduler, opt)
     scale = LossScale.of(precision)
+    rounded = Rounded(state, seed, micro_batches) if compression == "int8" else None
     losses: list[float] = []
     samples = 0
     for epoch in range(epochs):
@@ -74,7 +79,10 @@ def reference(
                 break
             leaves = _cut(indices, -(-batch_size // micro_batches), bool(batch_norms(model)))
             batches = [_load(dataset, leaf, collate_fn, seed, epoch) for leaf in leaves]
-            loss = _step(state, objective, batches, len(losses), seed, precision, clip_norm, scale.value)
+            with nullcontext() if rounded is None else rounded.told():
+                loss = _step(state, objective, batches, len(losses), seed, precision, rounded, scale.value)
+            if clip_norm is not None and not math.isnan(loss):
+                torch.nn.utils.clip_grad_norm_(list(state.trainable.values()), clip_norm)
             losses.append(loss)
             if math.isnan(loss):
                 scale.overflowed()
@@ -83,6 +91,8 @@ def reference(
                 scale.committed()
             if lrs is not None:
                 lrs.step()
+            if rounded is not None:
+                rounded.tell()
             samples += 0 if math.isnan(loss) else len(indices)
     for parameter in model.parameters():
         parameter.grad = None
@@ -112,7 +122,7 @@ def _step(
     step: int,
     seed: int,
     precision: Precision,
-    max_norm: float | None,
+    rounded: Rounded | None,
     scale: float,
 ) -> float:
     """Gradients of one global batch into ``.grad``, buffers into the model; returns the mean loss.
@@ -141,12 +151,11 @@ def _step(
         leaves.append([None if g is None else _wide(g) * (w / scale) for g in result.gradients])
         after.append({name: buffer.clone() for name, buffer in state.buffers.items()})
     divisor = 1.0 if objective.is_sum else sum(weights)
-    for parameter, total in zip(state.trainable.values(), _tree(leaves, _add_gradients), strict=True):
+    sums = _sum(leaves) if rounded is None else rounded.sum(leaves, step, _sum)
+    for parameter, total in zip(state.trainable.values(), sums, strict=True):
         parameter.grad = None if total is None else (total / divisor).to(parameter.dtype)
     for name, fold in folds.items():
         _restore(state, {name: _fold([buffers[name] for buffers in after], fold)})
-    if max_norm is not None:
-        torch.nn.utils.clip_grad_norm_(list(state.trainable.values()), max_norm)
     return sum(losses) / divisor if divisor else 0.0
 
 
@@ -167,6 +176,11 @@ def _tree(values: list[Any], add: Callable[[Any, Any], Any]) -> Any:
         return values[0]
     half = 1 << (len(values) - 1).bit_length() - 1
     return add(_tree(values[:half], add), _tree(values[half:], add))
+
+
+def _sum(leaves: list[Gradients]) -> Gradients:
+    total: Gradients = _tree(leaves, _add_gradients)
+    return total
 
 
 def _add_gradients(left: Gradients, right: Gradients) -> Gradients:

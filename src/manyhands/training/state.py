@@ -39,16 +39,13 @@ class ModelState:
         self.criterion = criterion if isinstance(criterion, nn.Module) else None
         self.parameters: dict[str, nn.Parameter] = dict(self._named(nn.Module.named_parameters))
         self.buffers: dict[str, Tensor] = dict(self._named(nn.Module.named_buffers))
+        self.trainable: dict[str, nn.Parameter] = {n: p for n, p in self.parameters.items() if p.requires_grad}
+        """The parameters that receive gradients, in ``parameters()`` order."""
 
     def _named(self, of: Any) -> Iterator[tuple[str, Any]]:
         yield from of(self.model)
         if self.criterion is not None:
             yield from ((CRITERION + name, tensor) for name, tensor in of(self.criterion))
-
-    @property
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that receive gradients, in ``parameters()`` order."""
-        return {name: p for name, p in self.parameters.items() if p.requires_grad}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything: parameters, then buffers."""

@@ -49,6 +49,10 @@ _T = TypeVar("_T")
 _LOG = logging.getLogger("manyhands.wire")
 _WATCH_SECONDS = 0.5
 _FAREWELL_SECONDS = 1.0
+_REPLACED = (
+    "replaced by a newer connection of the same node: where two machines have copies of one state folder, each puts "
+    "the other out; remove the folder keys in one of them"
+)
 
 
 class Listener:
@@ -194,7 +198,7 @@ class Listener:
         older, self._links[peer.key_id] = self._links.get(peer.key_id), link
         try:
             if older is not None:
-                older.close("replaced by a newer connection of the same node")
+                older.close(_REPLACED)
                 await older.ended.wait()
             # The table may have changed between the gate's answer and this registration.
             await self._judge(link)
