@@ -67,7 +67,12 @@ def work(order: dict[str, Any]) -> dict[str, Any]:
     if order.get("by_hand"):
         return {"batches": by_hand(node, options.get("criterion"))}
     node.train(lambda loss, batch: losses.append((loss, batch)), lambda **told: figures.append(told))
-    return {"batches": len(losses), "leases": len(figures), "figures": sorted(figures[0]) if figures else []}
+    return {
+        "batches": len(losses),
+        "leases": len(figures),
+        "figures": sorted(figures[0]) if figures else [],
+        "traffic": figures,
+    }
 
 
 def say(told: dict[str, Any]) -> None:

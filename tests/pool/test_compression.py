@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -182,23 +181,15 @@ def test_a_node_that_asks_later_is_told_what_the_run_sends(
 # ---- bytes ----
 
 
-def test_a_quarter_of_the_bytes_goes_each_way(tmp_path: Path) -> None:
-    server = serve(tmp_path, "wide", compression="int8")
-    model, _, options = pool_jobs.build("wide")
-    leases: list[dict[str, float]] = []
-    node = TrainingNode(model, server.address)
-    thread = threading.Thread(target=node.train, kwargs={"network_callback": lambda **told: leases.append(told)})
-    thread.start()
-    wait_for_nodes(server, 1)
-    pool_jobs.GATE.set()
-    assert server.wait().weights_sha256 == alone("wide")
-    thread.join(10)
+def test_a_quarter_of_the_bytes_goes_each_way(pool: Pool, tmp_path: Path) -> None:
+    report, said = train(pool, tmp_path, "wide", 1, compression="int8")
+    leases: list[dict[str, float]] = said[0]["traffic"]
     whole = 4 * sum(parameter.numel() for parameter in pool_jobs.build("wide")[0].parameters())
     for told in leases:
         assert told["original_size"] == pytest.approx(2 * whole, rel=0.001), "two units"
         assert told["compressed_size"] <= 0.27 * told["original_size"]
         assert told["compressed_size"] < told["sent_bytes"] < 1.01 * told["compressed_size"] + 2000
-    assert len(leases) >= options["epochs"] * 3
+    assert len(leases) == report.steps
     assert statistics.median(told["received_bytes"] for told in leases) <= 0.27 * whole
 
 

@@ -38,18 +38,16 @@ def test_the_defaults_are_the_documented_ones(tmp_path):
 
 
 def test_each_source_beats_the_one_below(tmp_path, monkeypatch):
-    (tmp_path / "config.yaml").write_text(
-        "network:\n  timeout: 1\n  retry_attempts: 1\n  patience_hours: 1\n"
-    )
+    (tmp_path / "config.yaml").write_text("network:\n  timeout: 1\n  wait_timeout: 1\n  patience_hours: 1\n")
     (tmp_path / ".env").write_text(
-        "MANYHANDS_NETWORK__RETRY_ATTEMPTS=2\nMANYHANDS_NETWORK__PATIENCE_HOURS=2\nOTHER=1\n"
+        "MANYHANDS_NETWORK__WAIT_TIMEOUT=2\nMANYHANDS_NETWORK__PATIENCE_HOURS=2\nOTHER=1\n"
     )
     monkeypatch.setenv("MANYHANDS_NETWORK__PATIENCE_HOURS", "3")
     seen = sources(tmp_path)
     assert seen["network.timeout"] == ("1.0", "config.yaml")
-    assert seen["network.retry_attempts"] == ("2", ".env")
+    assert seen["network.wait_timeout"] == ("2.0", ".env")
     assert seen["network.patience_hours"] == ("3.0", "environment")
-    assert seen["network.wait_timeout"] == ("none", "default")
+    assert seen["monitoring.log_file"] == ("none", "default")
     settings = load(tmp_path, {"network.patience_hours": 4})
     assert settings.network.patience_hours == 4.0
 
@@ -58,7 +56,6 @@ def test_every_key_is_reached_from_the_environment(tmp_path, monkeypatch):
     values = {
         "network.timeout": "5",
         "network.wait_timeout": "60",
-        "network.retry_attempts": "9",
         "network.patience_hours": "0.5",
         "monitoring.progress_bars": "no",
         "monitoring.log_level": "DEBUG",

@@ -35,7 +35,7 @@ def test_the_newest_stream_of_a_key_fences_the_old(coordinator: Any) -> None:
     first, old = open_stream(coordinator, key)
     second, new = open_stream(coordinator, key)
     assert isinstance(error := ending(old), Refused)
-    assert str(error) == "replaced by a newer connection of the same node"
+    assert str(error).startswith("replaced by a newer connection of the same node: where two machines")
     with pytest.raises(Refused, match="replaced"):
         old.send(b"late")
     new.send(b"still here")

@@ -10,6 +10,9 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
+from manyhands.errors import StorageError
+from manyhands.settings import load
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -22,10 +25,26 @@ class _Loudness:
 
 
 def set_loudness(verbose: int, *, quiet: bool) -> None:
-    """Take -v, -vv and -q, and send the library's log to stderr."""
+    """Take -v, -vv and -q, else the settings' level; send the library's log to stderr, and to a file if asked."""
+    settings = load().monitoring
     _Loudness.level = _QUIET if quiet else min(verbose, _TRACEBACKS)
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
-    logging.getLogger("manyhands").setLevel(_LEVELS.get(_Loudness.level, logging.DEBUG))
+    level = _LEVELS.get(_Loudness.level, logging.DEBUG)
+    if _Loudness.level == _NORMAL:
+        level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    logger = logging.getLogger("manyhands")
+    logger.setLevel(level)
+    if settings.save_logs:
+        logger.addHandler(_log_file(settings.log_file or "manyhands.log"))
+
+
+def _log_file(path: str) -> logging.Handler:
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"the log cannot be written to {path}: {error.strerror}", path) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return handler
 
 
 def wants_tracebacks() -> bool:

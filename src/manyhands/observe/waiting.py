@@ -10,6 +10,11 @@ from manyhands.clock import Clock
 EVERY_SECONDS = 30.0
 
 
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """One line for whoever started this process, on stderr."""
+    print(f"manyhands: {text}", file=stream or sys.stderr, flush=True)
+
+
 class Waiting:
     """One wait; `over` ends it, and the next `say` begins another."""
 
@@ -30,7 +35,7 @@ class Waiting:
         if self._said is not None and now - self._said < self._every:
             return
         self._said = now
-        print(f"manyhands: {text}", file=self._stream or sys.stderr, flush=True)
+        tell(text, self._stream)
 
     @property
     def seconds(self) -> float:

@@ -52,7 +52,9 @@ def misfit(message: m.Delivered, unit_level: int | None) -> str | None:
     if unit_level is None:
         return "it came as int8, and the sums of this step travel as fp32" if message.packed else None
     if level < unit_level:
-        return f"subtree {message.subtree} is larger than a unit, which is rounded before it is added to others"
+        return (
+            f"subtree {message.subtree} is larger than a unit, which is rounded before it is added to others"
+        )
     if (level == unit_level) != message.packed:
         there, here = ("int8", "fp32") if message.packed else ("fp32", "int8")
         return f"subtree {message.subtree} came as {there} and travels as {here} in this step"

@@ -24,7 +24,9 @@ INT8 = "int8"
 class Compression:
     """One run's units, packings and the weights that its nodes hold: from now on those of the model."""
 
-    def __init__(self, gradients: GradientLayout, moving: MovingState, run_seed: int, micro_batches: int) -> None:
+    def __init__(
+        self, gradients: GradientLayout, moving: MovingState, run_seed: int, micro_batches: int
+    ) -> None:
         self.units = num_units(micro_batches)
         self.sums = SumPacking(gradients, run_seed)
         self.weights = SentWeights(moving)

@@ -235,17 +235,20 @@ class Feeder:
             future.set_exception(error)
 
     def _gather(self, step: int) -> list[StepData]:
-        """`step` and some after it in its epoch, which no item of can be bad: their rows lie in memory."""
-        epoch, plan = self._plan.epoch_of(step), self._plan
-        most = min(GATHER_STEPS, plan.num_steps - step, (epoch + 1) * plan.steps_per_epoch - step, self._room)
-        order = self._order_of(epoch)
-        cuts = [plan.step(number, order, self.quarantined) for number in range(step, step + most)]
+        """`step` and some after it in its epoch, in what time one may take. Their rows lie in memory: none is bad."""
+        started, plan = self._clock.monotonic(), self._plan
+        epoch = plan.epoch_of(step)
+        order, end = self._order_of(epoch), min(plan.num_steps, (epoch + 1) * plan.steps_per_epoch)
+        quick = int(QUICK_SECONDS / max(self._seconds, 1e-9))
+        stop = min(end, step + max(1, min(GATHER_STEPS, quick, self._room)))
+        cuts = [plan.step(number, order, self.quarantined) for number in range(step, stop)]
         leaves = self._load_leaf.gather([leaf for cut in cuts for leaf in cut.leaves])
         made, start = list[StepData](), 0
         for cut in cuts:
             stop = start + len(cut.leaves)
             made.append(StepData(cut, tuple(leaves[start:stop])))
             start = stop
+        self._seconds = (self._clock.monotonic() - started) / len(cuts)
         return made
 
     def close(self) -> None:

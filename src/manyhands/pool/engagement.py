@@ -127,7 +127,7 @@ class Engagement:
     def _settle(self, welcome: m.Welcome) -> None:
         offer = self._offer
         for note in welcome.notes:
-            logger.info("%s", note)
+            logger.warning("%s", note)
         if welcome.threads <= (os.cpu_count() or 1) and offer.device.type == "cpu":
             torch.set_num_threads(welcome.threads)
         if welcome.data == "local":

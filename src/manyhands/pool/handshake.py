@@ -127,10 +127,12 @@ class Door:
                 "give both the same, or the node none"
             )
         if job.options.data == "local" and hello.dataset_length != job.plan.num_samples:
+            whose = (
+                "has none" if hello.dataset_length is None else f"has one of {hello.dataset_length} samples"
+            )
             raise Mismatch(
-                f"the run's dataset has {job.plan.num_samples} samples and the node's "
-                f"{hello.dataset_length}: with "
-                'data="local" every node gives TrainingNode the same dataset'
+                f"the run's dataset has {job.plan.num_samples} samples and the node {whose}: with "
+                'data="local" every node gives TrainingNode(dataset=...) the same dataset'
             )
 
     async def _program(self) -> Bulk:

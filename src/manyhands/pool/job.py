@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from manyhands.errors import BadSample, UsageError
+from manyhands.errors import BadSample, ManyhandsError, UsageError
 from manyhands.pool.data import Feeder, LeafLoader, Source, dataset_length
 from manyhands.pool.master import Master
 from manyhands.pool.options import PoolOptions, check_options
@@ -154,7 +154,16 @@ def _find_folds(
     batch, leaf = frame.decode(leaves[0].frame), Leaf(0, 0, leaves[0].weight)
     with generators(0):
         marks = snapshot(state)
-        leaf_gradient(state, objective, batch, leaf, run_seed=options.seed, precision=options.precision)
+        try:
+            leaf_gradient(state, objective, batch, leaf, run_seed=options.seed, precision=options.precision)
+        except ManyhandsError:
+            raise
+        except Exception as error:  # the user's model on the user's data
+            raise UsageError(
+                f"the model cannot compute the first micro-batch, samples {str(list(leaves[0].indices))[:200]} "
+                f"({type(error).__name__}: {str(error)[:500]}): look at shapes and dtypes of the dataset's items, "
+                "the model's inputs and the criterion"
+            ) from error
         folds = mutated_since(state, marks)
     with torch.no_grad():
         for name, value in kept.items():

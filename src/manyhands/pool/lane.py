@@ -85,6 +85,8 @@ class Lane:
         self.gradients = GradientLayout.of(state, spec.folds)
         self.moving = MovingState(state, spec.folds)
         self._sums = StepSum(self.gradients)
+        at = {name: index for index, name in enumerate(state.trainable)}
+        self._order = [at[name] for name in self.gradients.parameters]
         self._clock = clock or SystemClock()
         self._start = {name: state.buffers[name].detach().clone() for name in spec.folds}
         self._still = still_buffers(state, spec.folds)
@@ -101,6 +103,8 @@ class Lane:
             start.copy_(self.state.buffers[name])
 
     def _reset_buffers(self) -> None:
+        if not self._start:
+            return
         with torch.no_grad():
             for name, start in self._start.items():
                 self.state.buffers[name].copy_(start)
@@ -178,8 +182,7 @@ class Lane:
         """One leaf's partial sum from mean gradients in ``parameters()`` order and the buffers as they are
         now.
         """
-        by_name = dict(zip(self.state.trainable, gradients, strict=True))
-        ordered = [by_name[name] for name in self.gradients.parameters]
+        ordered = [gradients[at] for at in self._order]
         return collect(self.gradients, ordered, factor, self.state.buffers, self._sums.buffer())
 
     def give_back(self, buffer: SumBuffer) -> None:

@@ -23,7 +23,8 @@ from manyhands.errors import BadSample, ManyhandsError, RunFailed, Unreachable, 
 from manyhands.fleet import messages as m
 from manyhands.fleet import tree
 from manyhands.fleet.uplink import Stream, Uplink
-from manyhands.observe.waiting import Waiting
+from manyhands.observe.rates import format_duration
+from manyhands.observe.waiting import Waiting, tell
 from manyhands.pool.byhand import by_name, in_order
 from manyhands.pool.dialling import DEFAULT_ADDRESS, Dialler, Dials, Streams
 from manyhands.pool.engagement import Engagement, Offer
@@ -101,6 +102,7 @@ class TrainingNode:
         self._stopping.clear()
         self._trainer = threading.current_thread()
         try:
+            self._say_what_does_not_act()
             with Signals(self.stop, "handing back what is leased") as signals:
                 self._train(loss_callback, network_callback)
             signals.end()
@@ -118,6 +120,7 @@ class TrainingNode:
                 self._connect(manual=False)
                 waits, has_joined = delays(random.Random(os.getpid())), True
                 waiting.over()
+                self._say_joined()
                 if self._serve(loss_callback, network_callback):
                     return
             except Unreachable as error:
@@ -128,6 +131,11 @@ class TrainingNode:
                     raise
             finally:
                 self._disconnect()
+
+    def _say_joined(self) -> None:
+        welcome = getattr(self._engagement, "welcome", None)
+        if isinstance(welcome, m.Welcome):
+            tell(f"joined {welcome.run} as {self._name}")
 
     def stop(self) -> None:
         """Let `train` end: the leaf in hand is dropped, the lease goes to another node. From any thread, at once."""
@@ -146,9 +154,11 @@ class TrainingNode:
             limit = network.wait_timeout
         away = waiting.seconds
         if away + seconds > limit:
-            raise Unreachable(f"the coordinator has been away for {away:.0f} s: {error}") from error
+            raise Unreachable(
+                f"the coordinator has been away for {format_duration(away)}: {error}"
+            ) from error
         waiting.say(
-            f"waiting for the coordinator ({error}): start it there; trying again for {limit - away:.0f} s"
+            f"waiting for the coordinator ({error}): start it there; trying again for {format_duration(limit - away)}"
         )
         self._stopping.wait(seconds)
 
@@ -222,6 +232,7 @@ class TrainingNode:
     def connect(self) -> TrainingNode:
         """Join the run for a loop of the caller's own; returns self."""
         try:
+            self._say_what_does_not_act()
             self._connect(manual=True)
         except BaseException:
             self.close()
@@ -273,7 +284,9 @@ class TrainingNode:
         del self._leases[batch_id]  # only now: after a UsageError the caller may try again
         leaf, weight = granted.weights[0]
         partial = engagement.lane.sum_of(ordered, weight)
-        done = m.LeafDone(leaf, None, self._meter.seconds_since_start())
+        seconds = self._meter.seconds_since_start()
+        self._meter.computed(seconds)
+        done = m.LeafDone(leaf, None, seconds)
         sent_bytes = engagement.deliver(granted, SumReady(granted.subtrees[0], partial, [done]))
         self._meter.delivered(partial.buffer.body.numel(), sent_bytes)
         return self._meter.lap(self._require_uplink()) if self._collect_metrics else None
@@ -293,13 +306,15 @@ class TrainingNode:
 
     # ---- connection ----
 
+    def _say_what_does_not_act(self) -> None:
+        if self._optimizer[0] is not None:
+            logger.warning(
+                "optimizer_class acts where nodes step locally; this run's optimizer is the coordinator's"
+            )
+
     def _connect(self, *, manual: bool) -> None:
         if self.model is None and manual:
             raise UsageError("a loop of your own computes with its own model: give TrainingNode(model=...)")
-        if self._optimizer[0] is not None:
-            logger.info(
-                "optimizer_class acts where nodes step locally; this run's optimizer is the coordinator's"
-            )
         device = pick_device(self._device)
         if self.model is not None:
             self.model.to(device)

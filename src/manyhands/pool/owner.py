@@ -12,7 +12,6 @@ import torch
 from manyhands.errors import Refused
 from manyhands.fleet import messages as m
 from manyhands.fleet.visitors import Needs, Standing
-from manyhands.pool.compression import INT8
 from manyhands.release import __version__
 from manyhands.wire.admission import Peer, Role
 
@@ -75,11 +74,10 @@ def status(run: Run) -> dict[str, Any]:
     coordinator.count()
     return {
         "run": run.saver.run,
-        "state": run.state,
+        "state": "waiting" if run.state == "running" and not coordinator.members else run.state,
         "epoch": run.job.plan.epoch_of(min(coordinator.step, run.job.plan.num_steps - 1)),
         "step": coordinator.step,
         "loss": coordinator.loss,
-        "compression": INT8 if run.job.master.compression is not None else None,
         "nodes": nodes,
         "ledger": {
             "applied": coordinator.tally.samples_applied,

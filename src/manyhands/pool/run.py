@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from manyhands.fleet import messages as m
 from manyhands.fleet.visitors import Echoes
 from manyhands.observe.metrics import MetricLog
 from manyhands.observe.progress import Progress, Standing
-from manyhands.observe.rates import Rate
+from manyhands.observe.rates import Rate, format_duration
 from manyhands.observe.waiting import Waiting
 from manyhands.pool.coordinator import Coordinator
 from manyhands.pool.data import Source
@@ -34,6 +35,9 @@ from manyhands.wire.gate import Gate
 from manyhands.wire.listener import Listener
 
 logger = logging.getLogger(__name__)
+
+SHOW_SECONDS = 0.05
+"""How often a progress display is told where the run stands: twice as often as the quickest of them is redrawn."""
 
 LAST_CALL_SECONDS = 5.0
 """How long a coordinator that has nothing left to do waits for nodes that look for it."""
@@ -62,11 +66,13 @@ class Run:
     gate: Gate
     hooks: Hooks
     clock: Clock
+    hold_for_nodes: int = 0
     stopping: bool = False
     state: str = "waiting"
     echoes: Echoes = field(default_factory=Echoes)
     _saving: asyncio.Task[Any] | None = None
     _saved_at: float = 0.0
+    _shown_at: float = -math.inf
     _started: float = 0.0
     _seconds_before: float = 0.0
     _rate: Rate = field(default_factory=Rate)
@@ -128,8 +134,9 @@ class Run:
                     coordinator.fail(Unreachable(f"no node joined within {limit:g} s (network.wait_timeout)"))
                     return
                 host, port = self.listener.address
+                since = f" for {format_duration(seconds)}" if seconds >= 1.0 else ""
                 waiting.say(
-                    f"waiting for nodes at {host}:{port} for {seconds:.0f} s: paste the join line on a machine that "
+                    f"waiting for nodes at {host}:{port}{since}: paste the join line on a machine that "
                     f"should help (`manyhands invite` prints another)" + (f"; {trouble}" if trouble else "")
                 )
             await asyncio.sleep(1.0)
@@ -139,6 +146,8 @@ class Run:
         if coordinator.step >= plan.num_steps and coordinator.tally.nodes_seen:
             # A run that was over before it was resumed: its nodes dial, and should hear that it is.
             await coordinator.turn_away(m.Finished("the run is complete", ok=True), LAST_CALL_SECONDS)
+        while len(coordinator.members) < self.hold_for_nodes and not self.stopping:
+            await asyncio.sleep(0.02)
         while coordinator.step < plan.num_steps and not (self.stopping or coordinator.tally.stopped_early):
             data = await coordinator.next_step()
             if self._is_stopping():
@@ -159,7 +168,8 @@ class Run:
             self.coordinator.tally.epoch_loss += loss * samples
             self.coordinator.tally.epoch_samples += samples
         hooks = self.hooks
-        if hooks.progress is not None:
+        if hooks.progress is not None and now - self._shown_at >= SHOW_SECONDS:
+            self._shown_at = now
             hooks.progress.update(self.standing())
         if hooks.log is not None and loss is not None:
             hooks.log.write(step, {"loss": loss, "samples_per_s": self._rate.per_second(now)})
@@ -253,6 +263,8 @@ class Run:
             await self.listener.stop(0.5)
             self.job.feeder.close()
             self.job.master.moving.detach()
+            if self.hooks.progress is not None and self._shown_at > -math.inf:
+                self.hooks.progress.update(self.standing())
             for thing in (self.hooks.progress, self.hooks.log):
                 if thing is not None:
                     thing.close()

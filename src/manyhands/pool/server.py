@@ -27,6 +27,7 @@ from manyhands.pool.saving import Resume, Saver
 from manyhands.pool.signals import Signals
 from manyhands.pool.tally import Report, Tally
 from manyhands.pool.validation import EarlyStopping
+from manyhands.settings import load
 from manyhands.settings.paths import ensure_state_dir
 from manyhands.training.step import Precision
 from manyhands.wire.address import is_loopback
@@ -132,6 +133,8 @@ class CentralServer:
         self.checkpoint_dir = Path(checkpoint_dir)
         self.advertise = advertise
         self.resume: Resume = resume
+        self.hold_for_nodes = 0
+        """The first step waits for so many nodes, for comparisons that need them all."""
         self._clock: Clock = SystemClock()
         self._thread: threading.Thread | None = None
         self._up = threading.Event()
@@ -231,7 +234,7 @@ class CentralServer:
                 "step": 0,
                 "loss": None,
                 "nodes": [],
-                "ledger": {},
+                "ledger": {"applied": 0, "leased": 0, "reissued": 0, "refused": 0},
             }
         if self._over.is_set() or threading.current_thread() is self._thread:
             return owner.status(self._run)
@@ -267,7 +270,7 @@ class CentralServer:
             gate.open()
             hooks = self._hooks(early)
             listener = await self._listen(gate, coordinator, saver)
-            run = Run(job, saver, coordinator, listener, gate, hooks, self._clock)
+            run = Run(job, saver, coordinator, listener, gate, hooks, self._clock, self.hold_for_nodes)
             if self._stop_asked:
                 run.stop()
             await run.begin()
@@ -334,12 +337,17 @@ class CentralServer:
         return EarlyStopping(**rule) if rule is not None else None
 
     def _hooks(self, early: EarlyStopping | None) -> Hooks:
+        settings = load()
         options = self._options
         return Hooks(
             self._callbacks[0],
             self._callbacks[1],
             open_log(self._log) if self._log else None,
-            open_progress(self._clock),
+            open_progress(
+                self._clock,
+                bars=settings.monitoring.progress_bars,
+                line_seconds=settings.advanced.plain_line_seconds,
+            ),
             Source(self._val_dataset, options.collate_fn, options.seed)
             if self._val_dataset is not None
             else None,

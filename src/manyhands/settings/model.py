@@ -39,9 +39,6 @@ class NetworkSettings(_Section):
     wait_timeout: OptionalSeconds = Field(
         default=None, description="seconds to wait for a first peer; none: for ever"
     )
-    retry_attempts: int = Field(
-        default=5, ge=0, le=1000, description="times a failed first connection is tried again"
-    )
     patience_hours: float = Field(
         default=24.0,
         ge=0,
@@ -54,8 +51,10 @@ class MonitoringSettings(_Section):
     """What is shown and kept while a run goes on."""
 
     progress_bars: bool = Field(default=True, description="bars on a terminal; plain lines otherwise")
-    log_level: LogLevel = Field(default="info", description="debug, info, warning or error")
-    save_logs: bool = Field(default=False, description="also write the log to log_file")
+    log_level: LogLevel = Field(
+        default="warning", description="how loud the command line is: debug, info, warning or error"
+    )
+    save_logs: bool = Field(default=False, description="the command line also writes its log to log_file")
     log_file: OptionalText = Field(default=None, description="where save_logs writes; none: manyhands.log")
 
 

@@ -55,6 +55,7 @@ def _coordinator(channel: Channel, order: dict[str, Any]) -> None:
     seed_generators(0)
     server = load_server(order["target"], order["arguments"])
     server.ip, server.port, server.advertise = "127.0.0.1", order["port"], None
+    server.hold_for_nodes = order.get("hold_for_nodes", 0)
     server.checkpoint_dir, server.resume = Path(order["folder"]), order["resume"]
     if order["quiet"]:
         make_quiet(server)

@@ -43,7 +43,8 @@ class LocalCluster:
     server are replaced; ``options`` replaces others of its arguments. Every process runs torch with
     ``threads`` threads, without this process's ``MANYHANDS_*`` variables, with ``env``, and loads the target
     under the same seed. ``faults`` holds a script for each of the first nodes, which start together when all
-    have loaded; ``quiet`` drops the server's callbacks, log and validation.
+    have loaded; with ``holds`` the first step waits for them all; ``quiet`` drops the server's callbacks, log and
+    validation.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class LocalCluster:
         env: Mapping[str, str] | None = None,
         faults: Sequence[Sequence[Fault]] = (),
         quiet: bool = False,
+        holds: bool = False,
     ) -> None:
         self._order = {"target": _absolute(target), "arguments": dict(arguments or {}), "threads": threads}
         self._node_target = _absolute(node_target or target)
@@ -72,6 +74,7 @@ class LocalCluster:
         self._env = dict(env or {})
         self._faults = [tuple(script) for script in faults]
         self._quiet = quiet
+        self._hold_for_nodes = nodes if holds else 0
         self._folder: tempfile.TemporaryDirectory[str]
         self._starter: ThreadPoolExecutor
         self._coordinators: list[Process] = []
@@ -299,6 +302,7 @@ class LocalCluster:
             "resume": resume,
             "options": self._options,
             "quiet": self._quiet,
+            "hold_for_nodes": self._hold_for_nodes,
         }
         self._spawn(process, order, None)
         self._coordinators.append(process)

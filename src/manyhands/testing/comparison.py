@@ -62,7 +62,7 @@ def compare(
     server = load_server(target, arguments)
     own = parts_of(server).options.max_steps
     options = {"max_steps": steps if own is None else min(steps, own), "numerics": "strict"}
-    with LocalCluster(target, nodes, arguments=arguments, options=options, quiet=True) as cluster:
+    with LocalCluster(target, nodes, arguments=arguments, options=options, quiet=True, holds=True) as cluster:
         report = cluster.wait(timeout_seconds)
         first, last = _first_and_last(cluster.checkpoint_dir)
         make_quiet(server)

@@ -34,6 +34,9 @@ from manyhands.tensors.memory import bytes_of
 from manyhands.training.buffers import Fold
 from manyhands.training.state import ModelState
 
+SMALL_BYTES = 1 << 20
+"""A body of up to so many bytes stays in the processor's cache: there fewer calls count, not fewer passes."""
+
 
 class Region(NamedTuple):
     """A run of same-typed, same-folded tensors: bytes [start, stop) of the body, padding (zeros) included."""
@@ -207,11 +210,15 @@ def collect(
         else:
             dense.append((views[index], gradient))
             present |= 1 << index
-    if dense:
+    if layout.layout.num_bytes > SMALL_BYTES and all(g.is_cpu and g.dtype == view.dtype for view, g in dense):
+        with torch.no_grad():
+            for view, gradient in dense:  # one pass over memory instead of two
+                torch.mul(gradient, factor, out=view)
+    elif dense:
         torch._foreach_copy_([view for view, _ in dense], [gradient for _, gradient in dense])
-    for region, values in buffer.regions:
-        if region.fold is None and factor != 1.0:
-            values.mul_(factor)
+        for region, values in buffer.regions:
+            if region.fold is None and factor != 1.0:
+                values.mul_(factor)
     for spec, view in zip(layout.layout.specs[len(gradients) :], views[len(gradients) :], strict=True):
         view.copy_(buffers[spec.name])
     return Partial(buffer, present)

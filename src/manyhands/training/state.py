@@ -39,7 +39,9 @@ class ModelState:
         self.criterion = criterion if isinstance(criterion, nn.Module) else None
         self.parameters: dict[str, nn.Parameter] = dict(self._named(nn.Module.named_parameters))
         self.buffers: dict[str, Tensor] = dict(self._named(nn.Module.named_buffers))
-        self.trainable: dict[str, nn.Parameter] = {n: p for n, p in self.parameters.items() if p.requires_grad}
+        self.trainable: dict[str, nn.Parameter] = {
+            n: p for n, p in self.parameters.items() if p.requires_grad
+        }
         """The parameters that receive gradients, in ``parameters()`` order."""
 
     def _named(self, of: Any) -> Iterator[tuple[str, Any]]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from manyhands.clock import Clock
 from manyhands.errors import ManyhandsError, ProtocolError, Refused, Unreachable
 from manyhands.fleet import messages as m
+from manyhands.observe.rates import format_duration
 from manyhands.observe.text import clean_line
 from manyhands.observe.waiting import Waiting
 from manyhands.pool.dialling import Dialler
@@ -235,9 +236,11 @@ class Lane:
             limit = wait_timeout
         away, seconds = self._waiting.seconds, next(self._waits)
         if away + seconds > limit:
-            raise Unreachable(f"the coordinator has been away for {away:.0f} s: {error}") from error
+            raise Unreachable(
+                f"the coordinator has been away for {format_duration(away)}: {error}"
+            ) from error
         self._waiting.say(
-            f"waiting for the coordinator ({error}): start it there; trying again for {limit - away:.0f} s"
+            f"waiting for the coordinator ({error}): start it there; trying again for {format_duration(limit - away)}"
         )
         self._stopping.wait(seconds)
 
