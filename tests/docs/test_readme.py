@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from pages import ROOT, blocks, files
 
 README = ROOT / "README.md"
 
 
-def test_two_machines_as_the_readme_has_them(tmp_path, environment):
+@pytest.mark.parametrize("helper", ["the line", "node.py"])
+def test_two_machines_as_the_readme_has_them(tmp_path, environment, helper):
     written = files(README)
     assert set(written) == {"model.py", "server.py", "node.py"}
     # One machine has no second address and perhaps no free 5555; nothing else of the files is changed.
@@ -22,10 +25,10 @@ def test_two_machines_as_the_readme_has_them(tmp_path, environment):
 
     started = []
 
-    def start(script: str, **extra: str) -> subprocess.Popen[str]:
+    def start(*command: str, folder: Path = tmp_path, **extra: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, script],
-            cwd=tmp_path,
+            [sys.executable, *command],
+            cwd=folder,
             env={**environment, **extra},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -38,7 +41,13 @@ def test_two_machines_as_the_readme_has_them(tmp_path, environment):
         server = start("server.py")
         invite = next(found[0] for line in server.stdout if (found := re.search(r"mh://\S+", line)))
         # Another user's machine finds no file of the coordinator's: only the invite lets it in.
-        node = start("node.py", MANYHANDS_INVITE=invite, MANYHANDS_STATE_DIR=str(tmp_path / "helper"))
+        state = str(tmp_path / "helper")
+        if helper == "node.py":
+            node = start("node.py", MANYHANDS_INVITE=invite, MANYHANDS_STATE_DIR=state)
+        else:  # in a folder without a file of ours
+            empty = tmp_path / "empty"
+            empty.mkdir()
+            node = start("-m", "manyhands", "join", invite, folder=empty, MANYHANDS_STATE_DIR=state)
         report, error = server.communicate(timeout=90)
         assert server.returncode == 0, error
         _, error = node.communicate(timeout=30)
