@@ -123,6 +123,46 @@ def test_steps_are_prepared_ahead_and_forgotten_behind() -> None:
         made.close()
 
 
+NORMS = torch.tensor([0.3, 0.7, 1.1])
+
+
+@pytest.mark.parametrize(
+    ("objective", "targets"),
+    [
+        (Objective(), torch.tensor([0, 1, -100, 2] * 6)),
+        (Objective(), torch.tensor([[0, -100], [1, 2], [-100, -100]] * 8)),
+        (Objective(torch.nn.CrossEntropyLoss(ignore_index=2)), torch.tensor([0, 1, 2] * 8)),
+        (Objective(torch.nn.CrossEntropyLoss(NORMS)), torch.tensor([0, 1, 2] * 8)),
+        (Objective(torch.nn.CrossEntropyLoss()), torch.full((24, 3), 1 / 3)),
+        (Objective(torch.nn.CrossEntropyLoss(reduction="sum")), torch.tensor([0, 1, 2] * 8)),
+        (Objective(torch.nn.MSELoss()), torch.arange(24.0)),
+        (Objective(weight=lambda batch: float(batch[1].sum())), torch.arange(24)),
+    ],
+)
+def test_rows_gathered_for_many_leaves_are_what_each_leaf_loads(objective: Objective, targets: Any) -> None:
+    load = LeafLoader(Source(TensorDataset(torch.randn(24, 5), targets), None, 0), objective, True)
+    leaves = [(7, 3, 22), (0, 1, 2), (23, 11), (5,)]
+    assert load.gathers
+    assert load.gather(leaves) == [load(0, leaf) for leaf in leaves]
+    assert load.gather([]) == []
+
+
+def test_steps_gathered_ahead_are_those_of_the_plan() -> None:
+    dataset = TensorDataset(torch.randn(26, 3), torch.arange(26) % 3)
+    plan = RunPlan(26, 4, 2, 3)
+    made, alone = feeder(dataset, plan), feeder(dataset, plan)
+    made.start()
+    try:
+        made.step(0).result(10)
+        made.quarantine(1, 9)
+        alone.quarantine(1, 9)
+        for step in range(plan.num_steps):
+            assert made.step(step).result(10) == alone.load(step)
+            made.look_ahead(step)
+    finally:
+        made.close()
+
+
 def test_items_that_do_not_make_a_batch_are_named() -> None:
     class Ragged(Random):
         def __getitem__(self, index: int) -> Any:

@@ -241,3 +241,9 @@ def test_the_bytes_of_a_frame_are_fixed():
     tree = {"x": torch.tensor([1.0, -0.0]), "y": (torch.tensor(True), None, 7)}
     assert encode(tree).to_bytes() == GOLDEN
     assert same(decode(GOLDEN), tree)
+
+
+def test_equal_scalars_of_other_types_keep_theirs_in_frames_that_follow_each_other():
+    for scalar in (1, True, 1.0, 0.0, -0.0, False, "1"):
+        for tree in ([scalar, torch.ones(2)], {scalar: torch.ones(2)}):
+            assert same(decode(encode(tree).to_bytes()), tree)

@@ -135,3 +135,18 @@ def test_a_reused_buffer_forgets_an_absent_gradient() -> None:
     collect(layout, [torch.full((3,), math.nan)] * 2, 1.0, {}, buffer)
     made = collect(layout, [None, torch.ones(3)], 1.0, {}, buffer)
     assert witness(made) is not None
+
+
+@pytest.mark.parametrize("rows", [3, 700])
+def test_a_leaf_is_weighed_alike_in_small_and_in_large_bodies(rows: int) -> None:
+    model = nn.Linear(500, rows)
+    layout = GradientLayout.of(ModelState(model), {})
+    given = [torch.randn(500, rows).t(), torch.tensor([-0.0, 1e-42, 1e38] * (rows // 3) + [0.5] * (rows % 3))]
+    sum_ = collect(layout, given, 4.1, {}, layout.allocate())
+    for view, gradient in zip(sum_.buffer.views, given, strict=True):
+        assert torch.equal(view.view(torch.int32), (gradient.contiguous() * 4.1).view(torch.int32))
+    assert sum_.present == 0b11
+    without = collect(layout, [None, given[1]], 1.0, {}, sum_.buffer)
+    assert without.present == 0b10
+    assert not without.buffer.views[0].any()
+    assert torch.equal(without.buffer.views[1], given[1])

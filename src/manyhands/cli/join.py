@@ -57,16 +57,20 @@ def join(
     be_nice()
     hours = load().network.patience_hours if patience is None else patience
     clock = SystemClock()
+    line = _Line(clock)
     agent = Agent(
         Lending(name or socket.gethostname(), device, cpus, console.is_verbose()),
         _dialler_of(invite),
         hours * 3600.0,
         clock=clock,
-        show=_Line(clock),
+        show=line,
         say=console.tell,
     )
-    given = agent.run()
-    console.show(f"the run is over: {describe(given)}")
+    try:
+        agent.run()
+    finally:
+        line.end(agent.given)
+    console.show(f"the run is over: {describe(agent.given)}")
     return 0
 
 
@@ -106,6 +110,7 @@ class _Line:
         self._shown_at = clock.monotonic()
 
     def __call__(self, given: Given) -> None:
+        """Show it, if it is time."""
         from manyhands.pool.lending.given import describe
 
         now = self._clock.monotonic()
@@ -117,3 +122,11 @@ class _Line:
         elif now - self._shown_at >= _LINE_SECONDS:
             self._shown_at = now
             console.tell(describe(given))
+
+    def end(self, given: Given) -> None:
+        """Leave the last figures on the screen, however it ended."""
+        from manyhands.pool.lending.given import describe
+
+        if given.leaves:
+            start = "\r\x1b[K" if sys.stderr.isatty() and not console.is_quiet() else ""
+            console.tell(f"{start}{describe(given)}")

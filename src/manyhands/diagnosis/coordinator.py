@@ -46,17 +46,17 @@ def visit(
     """Findings, the first bad one last. Takes one use of the invite, unless `key` came in with it before."""
     topic = "name"
     try:
-        addresses = _resolve(invite.host)
-        yield ok(topic, f"{invite.host} is {', '.join(addresses)}")
-        topic = "connection"
         route = route_to(invite.host, invite.port)
+        addresses = [] if route.proxy else _resolve(invite.host)
+        yield ok(topic, f"{invite.host} is {', '.join(addresses) or 'for the proxy to find'}")
+        topic = "connection"
         yield _connect(invite, addresses, route, timeout_seconds, clock)
         topic = "pin"
         fetch_certificate(route.connect, invite, timeout_seconds)
         yield ok(topic, "the coordinator's key is the one in the invite, TLS 1.3")
         topic = "entry"
         with dial(invite, key=key, timeout_seconds=timeout_seconds) as connection:
-            yield ok(topic, f"let in as node {key.key_id[:8]}; both sides speak one protocol")
+            yield ok(topic, f"let in with key {key.key_id[:8]}; both sides speak one protocol")
             topic = "run"
             yield from _ask(connection, here, clock)
     except ManyhandsError as error:

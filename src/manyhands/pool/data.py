@@ -137,6 +137,8 @@ class LeafLoader:
 
     def gather(self, leaves: Sequence[tuple[int, ...]]) -> list[LeafData]:
         """As one call for each leaf would, from the rows of all of them fetched and counted at once."""
+        if not leaves:
+            return []
         whole = self.source.rows([index for leaf in leaves for index in leaf])
         by_row = self.objective.weigh_rows(whole)
         made, start = list[LeafData](), 0

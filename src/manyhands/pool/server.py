@@ -46,6 +46,7 @@ class CentralServer:
     model's (Adam(1e-3)); ``scheduler`` is ``callable(optimizer)``, stepped once a step. ``criterion(output,
     targets)``: None takes ``output.loss``, else cross-entropy. ``checkpoint_interval`` is in minutes. ``ip``
     off loopback needs ``secure``; ``port=0`` picks a free one; ``advertise`` is the address put into invites.
+    ``compression="int8"`` sends sums and weights as int8, of the same bits for any nodes, which are not fp32's.
     ``data="ship"`` sends batches; ``"local"`` sends indices to nodes that hold the dataset. ``resume`` is
     True, False or ``"auto"``. ``on_step(step=, epoch=, loss=, samples=)`` and ``on_epoch(epoch=, train_loss=,
     val_loss=, val_accuracy=)`` are called between steps; an exception in one stops the run. Constructing

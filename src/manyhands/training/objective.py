@@ -68,7 +68,7 @@ class Objective:
         targets = targets_of(batch)
         if targets.is_floating_point():
             return [1] * size_of(batch)
-        counts: list[int] = (targets != ignored).reshape(len(targets), -1).sum(1).tolist()
+        counts: list[int] = (targets != ignored).unsqueeze(1).flatten(1).sum(1).tolist()
         return counts
 
     @property

@@ -71,7 +71,8 @@ def round_trip(values: Tensor, key: int | None) -> Tensor:
 class Quantizer:
     """Q and D over flat fp32 CPU tensors, with scratch memory of its own: one thread at a time.
 
-    A block with an infinity or a NaN comes back as NaN throughout; it is for the caller to refuse. Encoded data is
+    A block with an infinity or a NaN comes back as NaN throughout, and a value within 0.4 % of fp32's largest may come
+    back infinite: both are for the caller to refuse. Encoded data is
     ``uint8 (encoded_bytes(n),)``; any such bytes decode to something.
     """
 

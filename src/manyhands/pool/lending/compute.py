@@ -24,6 +24,7 @@ from manyhands.pool.lending.words import Ending, Kind, Note, Order, Pulse, Ready
 from manyhands.pool.node import LossCallback, TrainingNode
 from manyhands.training.batch import size_of
 from manyhands.training.device import pick_device
+from manyhands.training.seeds import seed_generators
 
 PULSE_SECONDS = 1.0
 
@@ -35,6 +36,7 @@ def compute(channel: Channel, order: Order) -> Ending:
         device = pick_device(order.device)
         if device.type == "cpu":  # elsewhere a driver maps far more than it uses
             limits.limit_memory(order.memory_bytes)
+        seed_generators(0)  # numpy loads its generators when they are first used: before any program is here
         channel.send(Kind.READY, pack(Ready(str(device), torch.cuda.device_count())))
         node = LentNode(channel, order.name, device)
         threading.Thread(target=node.pulse, name="manyhands-pulse", daemon=True).start()
