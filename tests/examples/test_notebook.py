@@ -72,6 +72,7 @@ def test_the_cell_lends_until_the_run_ends(start):
     assert line not in printed + errors
 
 
+@pytest.mark.slow
 def test_a_stopped_cell_hands_back_and_can_be_run_again(start):
     with LocalCluster(JOB, nodes=0, options={"epochs": 1_000_000}) as cluster:
         line = str(known_invite(cluster.state_dir, cluster.port))
@@ -88,6 +89,7 @@ def test_a_stopped_cell_hands_back_and_can_be_run_again(start):
         assert cluster.status()["nodes"][0]["id"] == before["id"]
 
 
+@pytest.mark.slow
 def test_a_cell_that_cannot_join_says_why(start):
     damaged = start("mh://short@localhost:1")
     printed, errors = damaged.communicate(timeout=60)
@@ -103,6 +105,7 @@ importlib.util.find_spec = lambda name: None
 """
 
 
+@pytest.mark.slow
 def test_what_is_installed_never_names_torch(start):
     code = INSTALLING + CODE.replace('SOURCE = ""', 'SOURCE = "/the/source"').replace(
         "INVITE = os", "raise SystemExit(0)\nINVITE = os"

@@ -51,6 +51,7 @@ def test_a_compute_process_that_is_killed_is_replaced(tmp_path):
     assert "started again (1 of 3 times" in joined.errors
 
 
+@pytest.mark.slow
 def test_three_deaths_with_one_program_are_enough(tmp_path):
     with coordinator(**ENDLESS) as cluster, join(state=cluster.state_dir, folder=tmp_path / "a") as joined:
         for _ in range(3):
@@ -63,6 +64,7 @@ def test_three_deaths_with_one_program_are_enough(tmp_path):
         assert "3rd time with the program of run run-0001" in joined.errors
 
 
+@pytest.mark.slow
 def test_the_compute_process_does_not_outlive_its_agent(tmp_path):
     with coordinator(**ENDLESS) as cluster, join(state=cluster.state_dir, folder=tmp_path / "a") as joined:
         wait_steps(cluster)
@@ -84,6 +86,7 @@ def test_a_signal_hands_the_lease_back(number, code, tmp_path):
         assert "its owner stopped it" in cluster.logs() or "left" in cluster.logs()
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_comes_back_finds_the_same_child(tmp_path):
     with coordinator(**ENDLESS) as cluster, join(state=cluster.state_dir, folder=tmp_path / "a") as joined:
         wait_steps(cluster)
@@ -96,6 +99,7 @@ def test_a_coordinator_that_comes_back_finds_the_same_child(tmp_path):
         assert joined.process.poll() is None
 
 
+@pytest.mark.slow
 def test_a_machine_that_its_owner_pauses_comes_back(tmp_path):
     with coordinator(**ENDLESS) as cluster, join(state=cluster.state_dir, folder=tmp_path / "a") as joined:
         wait_steps(cluster)
@@ -109,6 +113,7 @@ def test_a_machine_that_its_owner_pauses_comes_back(tmp_path):
         assert joined.child().pid == both[0].pid
 
 
+@pytest.mark.slow
 def test_processors_make_lanes_with_names_and_keys_of_their_own(tmp_path):
     with coordinator(**ENDLESS) as cluster:
         state, folder = cluster.state_dir, tmp_path / "a"
@@ -191,6 +196,7 @@ def test_an_invite_is_read_wherever_it_is_and_patience_ends(way, free_port, tmp_
         assert line not in joined.errors
 
 
+@pytest.mark.slow
 def test_whoever_waits_can_be_interrupted(free_port, tmp_path):
     with join(dead_line(free_port), state=tmp_path / "state", folder=tmp_path / "a") as joined:
         wait_for(lambda: "waiting for the coordinator" in joined.errors, 30.0, "a line that says so")

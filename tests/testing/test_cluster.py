@@ -51,6 +51,7 @@ def test_faults_fire_in_real_processes_and_change_no_bit(undisturbed):
     assert not folder.exists()
 
 
+@pytest.mark.slow  # tests/chaos kills coordinators in the quick suite
 def test_a_coordinator_that_is_killed_goes_on_where_it_was(undisturbed):
     with LocalCluster(f"{JOBS}:build", nodes=2, arguments={"epochs": 40}) as cluster:
         cluster.wait_step(3)
