@@ -11,7 +11,7 @@ import pool_jobs
 import pytest
 import torch
 from hand_node import HandNode
-from pool_nodes import Pool
+from pool_nodes import Pool, wait_for_nodes
 from torch import nn
 
 from manyhands.errors import Mismatch, ProtocolError, UsageError
@@ -106,6 +106,7 @@ def test_an_answer_for_leaves_that_were_not_granted(server: CentralServer, hand:
     granted = hand.lease()
     (whole,) = hand.compute(granted)
     with HandNode(server, model(), "second") as second:
+        wait_for_nodes(server, 2)
         hand.deliver(granted, whole)
         half, other = hand.lease(), second.lease()
         assert {half.subtrees, other.subtrees} == {(2,), (3,)}, "two nodes share a step"
