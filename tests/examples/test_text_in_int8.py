@@ -1,7 +1,7 @@
-"""What rounding to int8 costs the text example: its loss, within 1 % of fp32.
+"""What rounding to int8 costs the text example half-way, while the model still learns: less than 1 % of the loss.
 
-After twenty epochs, while the model learns. By forty it knows the 56 lines by heart; its loss of 0.12 then scatters
-by a tenth with the noise's key, to either side of fp32's.
+At the example's own end, epoch 40, that is not so: 0.1289 against 0.1204 in fp32, 7 % off, and 0.105 to 0.129 over
+three keys of the noise. By then the lines are known by heart. This test does not claim that end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_text_examples_loss_is_within_one_percent(
+def test_half_way_the_text_examples_loss_is_within_one_percent(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
