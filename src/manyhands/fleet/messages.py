@@ -144,6 +144,8 @@ class Welcome(_Message, frozen=True):
     seed: int
     precision: Literal["fp32", "bf16", "fp16"]
     threads: Count
+    instructions: Annotated[dict[Short, Short], Meta(max_length=8)]
+    """What the coordinator's torch computes with (settings/instructions.py)."""
     folds: dict[Annotated[str, Meta(max_length=512)], Literal["mean", "agree", "first"]]
     criterion: Annotated[str, Meta(max_length=20_000)] | None
     data: Literal["ship", "local"]

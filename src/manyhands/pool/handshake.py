@@ -24,6 +24,7 @@ from manyhands.pool.job import PROBE_STEP, Job
 from manyhands.pool.member import Member
 from manyhands.pool.shipping import Shipper
 from manyhands.pool.tally import Tally
+from manyhands.settings.instructions import announced
 from manyhands.tensors.layout import Layout, WireSpec
 from manyhands.tensors.memory import bytes_of
 from manyhands.training import criteria, numerics
@@ -153,6 +154,7 @@ class Door:
             job.options.seed,
             job.options.precision,
             torch.get_num_threads(),
+            announced(torch.backends.cpu.get_cpu_capability()),
             {name: fold.value for name, fold in job.master.gradients.folds.items()},
             criteria.describe(job.objective.criterion),
             job.options.data,

@@ -31,7 +31,7 @@ from manyhands.pool.engagement import Engagement, Offer
 from manyhands.pool.lane import LeafBroken, LeafReady, SumReady
 from manyhands.pool.meter import LeaseMeter
 from manyhands.pool.program import memory_bytes
-from manyhands.pool.signals import Signals
+from manyhands.fleet.signals import Signals
 from manyhands.release import __version__
 from manyhands.settings import load
 from manyhands.training.device import pick_device

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from manyhands.errors import UsageError
-from manyhands.pool import checks
+from manyhands.settings import checks
+from manyhands.training.stopping import early_stopping
 from manyhands.training.step import Precision, check_precision
 
 Data = Literal["ship", "local"]
@@ -53,7 +54,6 @@ _CHOICES = {
     "on_nonfinite": ("stop", "skip_step"),
     "on_bad_sample": ("stop", "quarantine"),
 }
-_EARLY = {"monitor": "val_loss", "patience": 5, "min_delta": 0.001, "restore_best": True}
 
 
 def check_options(options: PoolOptions) -> None:
@@ -81,20 +81,3 @@ def check_options(options: PoolOptions) -> None:
         checks.whole("val_every", options.val_every, 1)
     checks.callables(collate_fn=options.collate_fn, weight=options.weight)
     early_stopping(options.early_stopping)
-
-
-def early_stopping(given: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The rule with its defaults filled in; UsageError for an unknown key."""
-    if given is None:
-        return None
-    if not isinstance(given, dict):
-        raise UsageError(f"early_stopping={given!r} must be a dict with some of {', '.join(_EARLY)}")
-    unknown = set(given) - set(_EARLY)
-    if unknown:
-        raise UsageError(f"early_stopping has no {sorted(unknown)[0]!r}; it has {', '.join(_EARLY)}")
-    if given.get("monitor", "val_loss") not in ("val_loss", "val_accuracy"):
-        raise UsageError(f"early_stopping monitors val_loss or val_accuracy, not {given['monitor']!r}")
-    rule = {**_EARLY, **given}
-    checks.whole("early_stopping's patience", rule["patience"], 1)
-    checks.number("early_stopping's min_delta", rule["min_delta"], 0.0)
-    return rule

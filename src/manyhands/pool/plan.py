@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from manyhands.errors import UsageError
 from manyhands.fleet.tree import MAX_LEAVES
-from manyhands.pool import checks
+from manyhands.settings import checks
 from manyhands.training.seeds import epoch_order
 
 

@@ -27,7 +27,7 @@ from manyhands.pool.job import Job
 from manyhands.pool.owner import answer
 from manyhands.pool.saving import Committed, Saver
 from manyhands.pool.tally import Report
-from manyhands.pool.validation import EarlyStopping, Validation, validate
+from manyhands.pool.validation import Validation, validate
 from manyhands.settings import load
 from manyhands.training.state import weights_sha256
 from manyhands.wire.admission import Peer

@@ -21,7 +21,6 @@ from manyhands.errors import UsageError
 from manyhands.pool.compression import INT8
 from manyhands.pool.job import Job
 from manyhands.pool.tally import Tally
-from manyhands.pool.validation import EarlyStopping
 from manyhands.store import checkpoint
 from manyhands.store.journal import Journal
 from manyhands.store.runs import JOURNAL, new_run, run_folder

@@ -17,19 +17,19 @@ from manyhands.clock import Clock, SystemClock
 from manyhands.errors import RunFailed, UsageError
 from manyhands.observe.metrics import open_log
 from manyhands.observe.progress import open_progress
-from manyhands.pool import checks, owner
+from manyhands.pool import owner
 from manyhands.pool.coordinator import Coordinator
 from manyhands.pool.data import Source, dataset_length
 from manyhands.pool.job import Job, prepare
-from manyhands.pool.options import Data, Numerics, OnBadSample, OnNonFinite, PoolOptions, early_stopping
+from manyhands.pool.options import Data, Numerics, OnBadSample, OnNonFinite, PoolOptions
 from manyhands.pool.run import Hooks, Run
 from manyhands.pool.saving import Resume, Saver
-from manyhands.pool.signals import Signals
+from manyhands.fleet.signals import Signals
 from manyhands.pool.tally import Report, Tally
-from manyhands.pool.validation import EarlyStopping
-from manyhands.settings import load
+from manyhands.settings import checks, load
 from manyhands.settings.paths import ensure_state_dir
 from manyhands.training.step import Precision
+from manyhands.training.stopping import EarlyStopping, early_stopping
 from manyhands.wire.address import is_loopback
 from manyhands.wire.admission import Role
 from manyhands.wire.gate import Gate

@@ -1,12 +1,10 @@
-"""Validation during a run, and the decision to stop early."""
+"""Validation during a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from manyhands.pool.data import Source
@@ -57,43 +55,3 @@ def _hits(model: nn.Module, batch: Any) -> int | None:
     if logits is None or logits.ndim != 2 or logits.shape[0] != targets.shape[0]:
         return None
     return int((logits.argmax(1) == targets).sum())
-
-
-@dataclass
-class EarlyStopping:
-    """Stops when the monitored value has not improved for `patience` validations; remembers the best
-    weights.
-    """
-
-    monitor: str = "val_loss"
-    patience: int = 5
-    min_delta: float = 0.001
-    restore_best: bool = True
-    best: float | None = None
-    waited: int = 0
-    best_state: dict[str, Tensor] = field(default_factory=dict)
-
-    def update(self, result: Validation, model: nn.Module) -> bool:
-        """Take one validation; True when the run should stop."""
-        value = result.loss if self.monitor == "val_loss" else -(result.accuracy or 0.0)
-        if self.best is None or value < self.best - self.min_delta:
-            self.best, self.waited = value, 0
-            if self.restore_best:
-                self.best_state = {name: t.detach().clone() for name, t in model.state_dict().items()}
-            return False
-        self.waited += 1
-        return self.waited >= self.patience
-
-    def to_plain(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it: tensors and plain values."""
-        return {"best": self.best, "waited": self.waited, "best_state": self.best_state}
-
-    def load(self, plain: Mapping[str, Any]) -> None:
-        """Back from a checkpoint."""
-        self.best, self.waited, self.best_state = plain["best"], plain["waited"], plain["best_state"]
-
-    def restore(self, model: nn.Module) -> None:
-        """Put the best weights back."""
-        if self.best_state:
-            with torch.no_grad():
-                model.load_state_dict(self.best_state)

@@ -22,7 +22,7 @@ from manyhands.pool.lending.given import Given
 from manyhands.pool.lending.lane import Heard, Lane
 from manyhands.pool.lending.lanes import Lending
 from manyhands.pool.lending.words import Order, Ready
-from manyhands.pool.signals import Signals
+from manyhands.fleet.signals import Signals
 
 logger = logging.getLogger(__name__)
 

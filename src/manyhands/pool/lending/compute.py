@@ -37,7 +37,8 @@ def compute(channel: Channel, order: Order) -> Ending:
         if device.type == "cpu":  # elsewhere a driver maps far more than it uses
             limits.limit_memory(order.memory_bytes)
         seed_generators(0)  # numpy loads its generators when they are first used: before any program is here
-        channel.send(Kind.READY, pack(Ready(str(device), torch.cuda.device_count())))
+        capability = torch.backends.cpu.get_cpu_capability()
+        channel.send(Kind.READY, pack(Ready(str(device), torch.cuda.device_count(), capability)))
         node = LentNode(channel, order.name, device)
         threading.Thread(target=node.pulse, name="manyhands-pulse", daemon=True).start()
         try:

@@ -4,6 +4,7 @@
 
     spawn ──▶ (torch is loaded meanwhile) dial ──▶ OPENED ──▶ relay ... stream lost ──▶ dial again, the child stays
                                                       │
+    the run computes with fewer instructions than this machine has ──▶ goodbye ──▶ spawn again, held to them
     child died ──▶ goodbye to the coordinator ──▶ spawn again after a while; the third time with one run: Refused
 """
 
@@ -33,6 +34,7 @@ from manyhands.pool.lending.relay import Relay
 from manyhands.pool.lending.watchdog import Watchdog
 from manyhands.pool.lending.words import Ending, Kind, Note, Order, Pulse, Ready
 from manyhands.settings import load
+from manyhands.settings.instructions import pins
 from manyhands.wire.backoff import delays
 from manyhands.wire.dialer import Connection
 
@@ -67,6 +69,9 @@ class Lane:
         self._waiting = Waiting(clock)
         self._waits = delays(random.Random(os.getpid()))
         self._has_joined = False
+        self._capability: str | None = None
+        self._pins: dict[str, str] = {}
+        self._is_held = False
         self._run_name: str | None = None
         self._watchdog = Watchdog()
         self._fed = 0
@@ -132,7 +137,10 @@ class Lane:
                 try:
                     self._live()
                 except HungUp:
-                    if not self._stopping.is_set():
+                    if self._is_held:
+                        self._is_held = False
+                        self._leave("its compute process starts again with the run's instructions")
+                    elif not self._stopping.is_set():
                         logger.warning("%s: %s", self._order.name, deaths.count(self._run_name, self._died()))
                         self._stopping.wait(next(waits))
                 else:
@@ -148,7 +156,7 @@ class Lane:
 
     def _live(self) -> None:
         """One child, from its start to its outcome. HungUp where it dies."""
-        child = ComputeProcess(self._order)
+        child = ComputeProcess(self._order, self._pins)
         self._watchdog = Watchdog()
         child.start()
         with self._lock:
@@ -194,7 +202,9 @@ class Lane:
     def _take(self, kind: Kind, body: bytes) -> None:
         relay = self._relay
         if kind is Kind.READY:
-            self._heard.ready(words.unpack(body, Ready))
+            ready = words.unpack(body, Ready)
+            self._capability = self._capability or ready.capability  # the first child's: nothing held it yet
+            self._heard.ready(ready)
         elif kind is Kind.PULSE:
             self._pulse = words.unpack(body, Pulse)
             self._watchdog.pulse(self._pulse)
@@ -247,18 +257,33 @@ class Lane:
     def _welcomed(self, welcome: m.Welcome) -> None:
         """On the relay's thread: the coordinator let this node in."""
         self._run_name, self._has_joined = welcome.run, True
+        self._hold(welcome)
         self._waiting.over()
         self._waits = delays(random.Random(os.getpid()))
         self._heard.welcomed(welcome)
+
+    def _hold(self, welcome: m.Welcome) -> None:
+        """Start the child again where it would compute with other instructions than the run does."""
+        assert self._capability is not None  # a child is ready before it asks for a stream
+        wanted = pins(welcome.instructions, self._capability)
+        if wanted != self._pins and self._child is not None:
+            level = welcome.instructions.get("ATEN_CPU_CAPABILITY", "other")
+            logger.warning("computing with the run's instructions (%s), for the same bits: starting again", level)
+            self._pins, self._is_held = wanted, True
+            self._child.kill("it starts again with the run's instructions")
 
     # ---- ends ----
 
     def _died(self) -> str:
         assert self._child is not None
         sentence = self._child.sentence()
-        if self._relay is not None:
-            self._relay.leave(sentence)
+        self._leave(sentence)
         return sentence
+
+    def _leave(self, reason: str) -> None:
+        """Tell the coordinator, where there is one, in the child's place."""
+        if self._relay is not None:
+            self._relay.leave(reason)
 
     def _close_relay(self) -> None:
         with self._lock:

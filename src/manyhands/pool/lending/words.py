@@ -76,10 +76,11 @@ class Order(_Word, frozen=True):
 
 
 class Ready(_Word, frozen=True):
-    """The child is loaded: its device, and how many CUDA devices it sees."""
+    """The child is loaded: its device, how many CUDA devices it sees, and the instructions torch found (AVX2, ...)."""
 
     device: Short
     num_cuda: Count
+    capability: Short
 
 
 class Pulse(_Word, frozen=True):
