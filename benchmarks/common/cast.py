@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from common.links import enter
+
 SPAWN = multiprocessing.get_context("spawn")
 ANSWER_SECONDS = 300.0
 
@@ -33,10 +35,12 @@ class Cast:
     def __enter__(self) -> Cast:
         return self
 
-    def start(self, target: Any, *arguments: Any) -> tuple[Pipe, int]:
-        """A new process; this end of its pipe, and its pid."""
+    def start(self, target: Any, *arguments: Any, host: str | None = None) -> tuple[Pipe, int]:
+        """A new process, on `host` (a network namespace) or here; this end of its pipe, and its pid."""
         here, there = SPAWN.Pipe()
-        process = SPAWN.Process(target=target, args=(there, str(self.folder), *arguments), daemon=True)
+        process = SPAWN.Process(
+            target=_run_on, args=(host, target, there, str(self.folder), *arguments), daemon=True
+        )
         process.start()
         there.close()
         self._processes.append(process)
@@ -62,6 +66,12 @@ class Cast:
             for log in self.folder.glob("log-*"):
                 sys.stderr.write(log.read_text())
         self._scratch.cleanup()
+
+
+def _run_on(host: str | None, target: Any, *arguments: Any) -> None:
+    if host is not None:
+        enter(host)
+    target(*arguments)
 
 
 def prepare_process(folder: str) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import os
 from multiprocessing.connection import Connection as Pipe
 
 from common.cast import Cast, answer, prepare_process
+from common.links import DEVICE
 from common.process import processor_seconds
 from common.task import Task
 from common.turns import Turns
 
+Hosts = tuple[str | None, str | None]
 
-def run_rank(pipe: Pipe, folder: str, task: Task, rank: int) -> None:
-    """One of two DDP processes; it takes its half of the same batches."""
+
+def run_rank(pipe: Pipe, folder: str, task: Task, rank: int, device: str | None) -> None:
+    """One of two DDP processes; it takes its half of the same batches. `device` is its network device."""
     prepare_process(folder)
+    if device is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = device
     from torch import distributed, nn
 
     distributed.init_process_group("gloo", init_method=f"file://{folder}/gloo", rank=rank, world_size=2)
@@ -35,10 +41,13 @@ def run_rank(pipe: Pipe, folder: str, task: Task, rank: int) -> None:
 
 
 class Ranks:
-    """Two DDP processes."""
+    """Two DDP processes, here or on two hosts of `common.links`."""
 
-    def __init__(self, cast: Cast, task: Task) -> None:
-        ranks = [cast.start(run_rank, task, rank) for rank in range(2)]
+    def __init__(self, cast: Cast, task: Task, hosts: Hosts = (None, None)) -> None:
+        ranks = [
+            cast.start(run_rank, task, rank, None if host is None else DEVICE, host=host)
+            for rank, host in enumerate(hosts)
+        ]
         self._pipes = [pipe for pipe, _ in ranks]
         self._pids = [pid for _, pid in ranks]
         for pipe in self._pipes:

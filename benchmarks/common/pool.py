@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cast import Cast, answer, prepare_process
+from common.ddp import Hosts
 from common.process import processor_seconds
 from common.task import Task
 from common.turns import Turns
@@ -69,10 +70,15 @@ def run_node(pipe: Pipe, folder: str, invite: str, address: tuple[str, int], tas
 
 
 class Coordinator:
-    """The process of a coordinator; `collects` is that of Turns, `options` are those of CentralServer."""
+    """The process of a coordinator; `collects` is that of Turns, `options` are those of CentralServer.
 
-    def __init__(self, cast: Cast, task: Task, *, collects: bool = False, **options: Any) -> None:
-        self._pipe, self.pid = cast.start(run_coordinator, task, collects, options)
+    ``host`` is a namespace of `common.links` that it runs in, with its address in ``options["ip"]``.
+    """
+
+    def __init__(
+        self, cast: Cast, task: Task, *, collects: bool = False, host: str | None = None, **options: Any
+    ) -> None:
+        self._pipe, self.pid = cast.start(run_coordinator, task, collects, options, host=host)
         self.invite, self.address = answer(self._pipe)
         self._pipe.send(
             1
@@ -94,11 +100,22 @@ class Coordinator:
 
 
 class Pool(Coordinator):
-    """A coordinator and two nodes."""
+    """A coordinator and two nodes, here or on hosts of `common.links`."""
 
-    def __init__(self, cast: Cast, task: Task, *, collects: bool = False, **options: Any) -> None:
-        super().__init__(cast, task, collects=collects, **options)
-        nodes = [cast.start(run_node, self.invite, self.address, task) for _ in range(2)]
+    def __init__(
+        self,
+        cast: Cast,
+        task: Task,
+        *,
+        collects: bool = False,
+        host: str | None = None,
+        node_hosts: Hosts = (None, None),
+        **options: Any,
+    ) -> None:
+        super().__init__(cast, task, collects=collects, host=host, **options)
+        nodes = [
+            cast.start(run_node, self.invite, self.address, task, host=node_host) for node_host in node_hosts
+        ]
         self._nodes = [pipe for pipe, _ in nodes]
         self._pids = [self.pid, *(pid for _, pid in nodes)]
         self.traffic: list[tuple[int, int]] = []

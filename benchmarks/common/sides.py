@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from common.cast import Cast
-from common.ddp import Ranks
+from common.ddp import Hosts, Ranks
 from common.lines import spread
 from common.pool import Pool
 from common.task import Task
@@ -54,16 +54,16 @@ class Side:
 
 
 def compare(
-    task: Task, turns: int, steps: int, warm_steps: int, **options: Any
+    task: Task, turns: int, steps: int, warm_steps: int, node_hosts: Hosts = (None, None), **options: Any
 ) -> tuple[Side, Side, list[int]]:
     """The pool and DDP over `turns` turns of `steps` steps each, and the leaves that each node computed.
 
-    `warm_steps` before each turn are left out: a side that waited has cold caches. `options` are CentralServer's.
+    `warm_steps` before each turn are left out: a side that waited has cold caches. `options` are Pool's.
     RuntimeError where the two sides did not train the same.
     """
     pool_side, ddp_side = Side(), Side()
     with Cast() as cast:
-        ranks, pool = Ranks(cast, task), Pool(cast, task, **options)
+        ranks, pool = Ranks(cast, task, node_hosts), Pool(cast, task, node_hosts=node_hosts, **options)
         ranks.turn(pool.warm_up(warm_steps))
         for turn in range(turns):
             pool_side.take_turn(pool, steps, warm_steps)

@@ -308,6 +308,23 @@ def test_the_first_receipt_tightens_deadlines_given_in_the_dark() -> None:
     assert deadline <= 0.5 + 3.0 * 2 * 0.5
 
 
+def test_a_slow_link_is_no_reason_to_lease_again() -> None:
+    """Half a second of computing, two on the way: such leases are late for nobody, and not worth a copy."""
+    machine = machine_with("a", "b")
+    for step in range(3):
+        now = 10.0 * step
+        machine.apply(Open(step, 2), now)
+        first, second = sorted(machine.open_leases())
+        heard: list[Instruction] = []
+        heard += machine.apply(Receipt("a", INCARNATION, first, 0, 0.5), now + 2.5)
+        heard += machine.apply(answer("a", first, 2, step=step), now + 2.5)
+        for later in (3.0, 4.0, 5.0):
+            heard += machine.apply(Tick(), now + later)
+        assert not any(isinstance(one, Grant) for one in heard)
+        machine.apply(Receipt("b", INCARNATION, second, 1, 0.5), now + 5.0)
+        assert Complete(step) in machine.apply(answer("b", second, 3, step=step), now + 5.0)
+
+
 def test_two_silent_overdue_leases_suspend_until_a_sign_of_life() -> None:
     machine = machine_with("a", "b")
     for step, now in ((0, 0.0), (1, 100.0)):

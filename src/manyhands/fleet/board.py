@@ -18,12 +18,13 @@ from manyhands.fleet.tree import cover_mask, depth_of, is_absent, is_ancestor, l
 class OpenLease:
     """A lease of the open step. `granted` never changes; `keep` shrinks by cuts and answers.
 
-    `ends_at` is an estimate; a `pinned` lease is never cut into other subtrees, its sums are compared.
+    `computing` counts the seconds that its node says it computed; `ends_at` is an estimate; a `pinned`
+    lease is never cut into other subtrees, its sums are compared.
     """
 
     __slots__ = (
-        "deadline", "ends_at", "granted", "granted_at", "id", "keep", "key", "last_at", "overdue",
-        "pinned", "received",
+        "computing", "deadline", "ends_at", "granted", "granted_at", "id", "keep", "key", "overdue", "pinned",
+        "received",
     )  # fmt: skip
 
     def __init__(
@@ -35,7 +36,7 @@ class OpenLease:
         self.keep = leaves
         self.received = 0
         self.granted_at = now
-        self.last_at = now
+        self.computing = 0.0
         self.deadline = deadline
         self.ends_at = ends_at
         self.overdue = False

@@ -24,6 +24,7 @@ class Desk:
         self.board = Board(-1, 1, 0.0, 0)
         self.board.skipped = True
         self.next_id = 1
+        self._first_travel = 0.0
         # Never later than the first open deadline; it may be early, which costs one look.
         self.soonest = NEVER
         # Never earlier than the last estimated end of an open lease.
@@ -64,8 +65,10 @@ class Desk:
         if seconds is None:
             deadline, ends_at = now + policy.unknown_lease_seconds, now
         else:
-            ends_at = now + count * seconds
-            deadline = now + max(policy.min_lease_seconds, policy.lease_factor * count * seconds)
+            known = self.roster.mean_travel() if node.travel_seconds is None else node.travel_seconds
+            expected = (self._first_travel if known is None else known) + count * seconds
+            ends_at = now + expected
+            deadline = now + max(policy.min_lease_seconds, policy.lease_factor * expected)
         self.soonest = min(self.soonest, deadline)
         self.latest_end = max(self.latest_end, ends_at)
         return deadline, ends_at
@@ -100,8 +103,12 @@ class Desk:
         else:
             self.end(lease, out)
 
-    def measured(self, now: float) -> None:
-        """The first leaf was timed: deadlines given in the dark can be tightened."""
+    def measured(self, now: float, way_there: float) -> None:
+        """The first leaf was timed: deadlines given in the dark can be tightened.
+
+        ``way_there`` is what it took until it was computed; the way back is thought to take as long.
+        """
+        self._first_travel = 2.0 * way_there
         board = self.board
         for lease in board.open.values():
             node = self.roster.nodes[lease.key]

@@ -144,8 +144,8 @@ class Granter(Desk):
         slow = self.roster.nodes[lease.key].seconds_per_leaf or mean
         quick = helper.seconds_per_leaf or mean
         left = bits(board.remaining(lease) & ~lease.received & ~board.waiting)
-        current = max(0.0, lease.last_at + slow - now)
-        delivery = board.delivery_seconds
+        current = max(0.0, lease.ends_at - max(0, len(left) - 1) * slow - now)
+        delivery = max(board.delivery_seconds, helper.travel_seconds or 0.0)
         if len(left) > 1:
             count, gain = plan.relief(left[1:], current, slow, quick, delivery)
             count = min(count, 1) if helper.manual else count

@@ -173,13 +173,13 @@ class LeaseMachine:
         node.measure(event.seconds)
         granter, board = self._granter, self._granter.board
         lease.received |= 1 << event.leaf
-        lease.last_at = now
+        lease.computing += event.seconds
         left = (board.remaining(lease) & ~lease.received).bit_count()
         lease.ends_at = now + left * (node.seconds_per_leaf or 0.0)
         granter.latest_end = max(granter.latest_end, lease.ends_at)
         if not self._measured:
             self._measured = True
-            granter.measured(now)
+            granter.measured(now, max(0.0, now - lease.granted_at - event.seconds))
         granter.fill(now, out)
 
     def _hand_back(self, event: HandBack, now: float, out: list[Instruction]) -> None:
@@ -230,12 +230,19 @@ class LeaseMachine:
         lease.keep &= ~leaves
         if not lease.keep and lease.id in board.open:
             granter.end(lease, None)
+            self._measure(lease, now)
         if elsewhere:
             self._trim_others(elsewhere, out)
         if board.covered == board.full:
             self._complete(out)
         else:
             granter.fill(now, out)
+
+    def _measure(self, lease: OpenLease, now: float) -> None:
+        """A lease brought all that it had to: what it took beyond computing is known."""
+        node = self._roster.nodes.get(lease.key)
+        if node is not None and lease.received:
+            node.measure_travel(max(0.0, now - lease.granted_at - lease.computing))
 
     def _credits(self, leaves: int, fresh: int) -> tuple[int, ...]:
         """The leaves to credit: those that no earlier answer covered."""

@@ -13,10 +13,11 @@ _Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 class Policy(msgspec.Struct, frozen=True):
     """The numbers that leases go by. Durations in seconds.
 
-    A lease is overdue after max(`min_lease_seconds`, `lease_factor` x expected), or after
-    `unknown_lease_seconds` while no node has been measured. `max_copies` bounds the leases of one leaf
-    that are not overdue, the first one counted. A cut must gain `min_gain_seconds`. A node that handed a
-    lease back rests for `rest_seconds`. `verify` is the share of leases that need two equal answers.
+    A lease is overdue after max(`min_lease_seconds`, `lease_factor` x expected), where computing and the way
+    there and back are expected; or after `unknown_lease_seconds` while no leaf has been measured. `max_copies`
+    bounds the leases of one leaf that are not overdue, the first one counted. A cut must gain
+    `min_gain_seconds`. A node that handed a lease back rests for `rest_seconds`. `verify` is the share of
+    leases that need two equal answers.
     """
 
     min_lease_seconds: float = 2.0

@@ -71,6 +71,7 @@ class Node:
         "seconds_per_leaf",
         "stood_by",
         "strikes",
+        "travel_seconds",
         "trial_steps",
     )  # fmt: skip
 
@@ -87,6 +88,7 @@ class Node:
         self.rests_until = 0.0
         self.lease: OpenLease | None = None
         self.seconds_per_leaf: float | None = None
+        self.travel_seconds: float | None = None
         self.leaves_done = 0
         # A node that was slow once is given no leaves, and so could never show that it no longer is.
         self.leased_in = -1
@@ -115,6 +117,11 @@ class Node:
         self.on_trial = False
         self.seconds_per_leaf = seconds if old is None else old + _NEW_WEIGHT * (seconds - old)
         self.leaves_done += 1
+
+    def measure_travel(self, seconds: float) -> None:
+        """Blend in what one lease took beyond its computing: weights and data on their way there, sums back."""
+        old = self.travel_seconds
+        self.travel_seconds = seconds if old is None else old + _NEW_WEIGHT * (seconds - old)
 
     def step_ended(self, step: int, mean_seconds: float | None) -> None:
         """A step is over: a node that it left out for long enough is tried with one leaf of the next."""
@@ -223,6 +230,11 @@ class Roster:
     def mean_seconds(self) -> float | None:
         """The mean of the measured nodes' seconds a leaf; None when none is measured."""
         known = [n.seconds_per_leaf for n in self.nodes.values() if n.seconds_per_leaf is not None]
+        return sum(known) / len(known) if known else None
+
+    def mean_travel(self) -> float | None:
+        """The mean of what the measured nodes' leases take beyond computing; None when none is measured."""
+        known = [n.travel_seconds for n in self.nodes.values() if n.travel_seconds is not None]
         return sum(known) / len(known) if known else None
 
 
