@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
 from common.cast import Cast, answer, prepare_process
-from common.ddp import Hosts
 from common.process import processor_seconds
 from common.task import Task
 from common.turns import Turns
@@ -48,8 +49,13 @@ def run_coordinator(pipe: Pipe, folder: str, task: Task, collects: bool, options
     server.wait()
 
 
-def run_node(pipe: Pipe, folder: str, invite: str, address: tuple[str, int], task: Task) -> None:
-    """A TrainingNode that counts its leaves, and what it sent and received of each lease."""
+def run_node(
+    pipe: Pipe, folder: str, invite: str, address: tuple[str, int], task: Task, pause_seconds: float = 0.0
+) -> None:
+    """A TrainingNode that counts its leaves, and what it sent and received of each lease.
+
+    ``pause_seconds`` makes it slow: so long it sleeps in each leaf's forward pass.
+    """
     prepare_process(folder)
     from manyhands.pool.node import TrainingNode
 
@@ -65,7 +71,10 @@ def run_node(pipe: Pipe, folder: str, invite: str, address: tuple[str, int], tas
         if leaves == 1:
             pipe.send("takes part")
 
-    TrainingNode(task.model(), address, invite=invite).train(on_leaf, on_lease)
+    model = task.model()
+    if pause_seconds:
+        model.register_forward_pre_hook(lambda *_: time.sleep(pause_seconds))
+    TrainingNode(model, address, invite=invite).train(on_leaf, on_lease)
     pipe.send((leaves, leases))
 
 
@@ -100,7 +109,7 @@ class Coordinator:
 
 
 class Pool(Coordinator):
-    """A coordinator and two nodes, here or on hosts of `common.links`."""
+    """A coordinator and its nodes, here or on hosts of `common.links`; `pauses` are the nodes' of `run_node`."""
 
     def __init__(
         self,
@@ -109,12 +118,14 @@ class Pool(Coordinator):
         *,
         collects: bool = False,
         host: str | None = None,
-        node_hosts: Hosts = (None, None),
+        node_hosts: Sequence[str | None] = (None, None),
+        pauses: Sequence[float] = (0.0, 0.0),
         **options: Any,
     ) -> None:
         super().__init__(cast, task, collects=collects, host=host, **options)
         nodes = [
-            cast.start(run_node, self.invite, self.address, task, host=node_host) for node_host in node_hosts
+            cast.start(run_node, self.invite, self.address, task, pause, host=node_host)
+            for node_host, pause in zip(node_hosts, pauses, strict=True)
         ]
         self._nodes = [pipe for pipe, _ in nodes]
         self._pids = [self.pid, *(pid for _, pid in nodes)]

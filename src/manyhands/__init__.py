@@ -26,21 +26,33 @@ from manyhands.errors import (
 from manyhands.release import __version__
 
 if TYPE_CHECKING:
+    from manyhands.pipeline.boss import BossMan
+    from manyhands.pipeline.wrapped import wrapped_linear
     from manyhands.pool.node import TrainingNode
     from manyhands.pool.server import CentralServer
     from manyhands.pool.tally import Report
+    from manyhands.split.colab import ColabGPUTrainer, quick_colab_setup
+    from manyhands.split.data.simple import create_simple_dataset
+    from manyhands.split.loader import CPULoader
+    from manyhands.split.remote import RemoteLoader
+    from manyhands.split.trainer import GPUTrainer
     from manyhands.training.reference import reference
 
 __all__ = [
     "BadSample",
+    "BossMan",
+    "CPULoader",
     "CaptureFailed",
     "CentralServer",
+    "ColabGPUTrainer",
+    "GPUTrainer",
     "ManyhandsError",
     "Mismatch",
     "NonFinite",
     "ProgramRefused",
     "ProtocolError",
     "Refused",
+    "RemoteLoader",
     "Report",
     "RunFailed",
     "StorageError",
@@ -48,47 +60,44 @@ __all__ = [
     "Unreachable",
     "UsageError",
     "__version__",
+    "create_simple_dataset",
+    "quick_colab_setup",
     "reference",
+    "wrapped_linear",
 ]
 
 _HOMES = {
+    "BossMan": "manyhands.pipeline.boss",
+    "CPULoader": "manyhands.split.loader",
+    "ColabGPUTrainer": "manyhands.split.colab",
+    "GPUTrainer": "manyhands.split.trainer",
+    "RemoteLoader": "manyhands.split.remote",
     "CentralServer": "manyhands.pool.server",
+    "create_simple_dataset": "manyhands.split.data.simple",
     "Report": "manyhands.pool.tally",
     "TrainingNode": "manyhands.pool.node",
+    "quick_colab_setup": "manyhands.split.colab",
     "reference": "manyhands.training.reference",
+    "wrapped_linear": "manyhands.pipeline.wrapped",
 }
 
-_NOT_BUILT = {
-    "BossMan": "pipeline mode",
-    "CPULoader": "split mode",
-    "ColabGPUTrainer": "split mode",
-    "GPUTrainer": "split mode",
-    "RemoteLoader": "split mode",
-    "config": "split mode",
-    "create_simple_dataset": "split mode",
-    "launch": "launch mode",
-    "pipeline": "pipeline mode",
-    "quick_colab_setup": "split mode",
-    "split": "split mode",
-    "wrapped_linear": "pipeline mode",
+_ROOMS = {
+    "config": "manyhands.config",
+    "launch": "manyhands.launch",
+    "split": "manyhands.split",
+    "pipeline": "manyhands.pipeline",
 }
+"""Packages that are public by themselves, as ``manyhands.split.seeded``."""
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, loaded now.
-
-    ImportError for a promised one that is not built yet: of an AttributeError, `from manyhands import name`
-    would drop the sentence.
-    """
+    """A public name, loaded now."""
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
-    if name in _NOT_BUILT:
-        raise ImportError(
-            f"{name} ({_NOT_BUILT[name]}) is not built yet; this release has the pool: CentralServer and "
-            "TrainingNode"
-        )
+    if name in _ROOMS:
+        return importlib.import_module(_ROOMS[name])
     raise AttributeError(f"module 'manyhands' has no attribute {name!r}")
 
 

@@ -60,7 +60,7 @@ def test_light_verbs_load_no_torch(arguments, code, tmp_path):
         (["invite", "--revoke", "a", "--ban", "b"], "--revoke and --ban"),
         (["join", "mh://secretsecretsecret@host:1"], "token"),
         (["join", "--nproc", "2"], "--cpus"),
-        (["worker"], "not built yet"),
+        (["worker", "mh://secretsecretsecret@host:1"], "token"),
         (["launch", "train.py", "--nproc", "4"], "torchrun"),
         (["doctor", "mh://short@localhost:1"], "token"),
     ],

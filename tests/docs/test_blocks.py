@@ -56,7 +56,18 @@ def check_command(block: Block, name: str, words: list[str]) -> None:
     elif name == "manyhands":
         check_verb(words)
     else:
-        assert name in {"git", "cd", "source", "pip"}, name
+        assert name in {
+            "git",
+            "cd",
+            "cp",
+            "export",
+            "source",
+            "pip",
+            "docker",
+            "kubectl",
+            "sbatch",
+            "srun",
+        }, name
 
 
 def check_verb(words: list[str]) -> None:

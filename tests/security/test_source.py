@@ -14,9 +14,15 @@ SOURCE = Path(manyhands.__file__).parent
 # (file, rule): why it is no way in. Each entry must still be needed.
 ALLOWED = {
     ("__init__.py", "modules named by a value"): "lazy public names, from a constant table",
+    ("launch/__init__.py", "modules named by a value"): "lazy public names, from a constant table",
+    ("launch/notebooks.py", "pickle in any form"): "a function of the user's own cell, in a 0700 folder, to ranks of his",
+    ("launch/cell.py", "pickle in any form"): "the other end of that folder, on the same machine",
     ("pool/__init__.py", "modules named by a value"): "lazy public names, from a constant table",
+    ("split/__init__.py", "modules named by a value"): "lazy public names, from a constant table",
     ("pool/target.py", "modules named by a value"): "the user's own file, named on the user's command line",
     ("pool/loaders.py", "connections that unpickle"): "pipes to our own children, with the user's dataset",
+    ("training/workers.py", "connections that unpickle"): "waits for the end of a parent; no bytes pass",
+    ("split/making/processes.py", "connections that unpickle"): "pipes to our own children, with the user's dataset",
     ("wire/environment.py", "the environment off its floor"): "what gRPC reads of it when it is imported",
 }  # fmt: skip
 

@@ -52,15 +52,49 @@ def test_each_source_beats_the_one_below(tmp_path, monkeypatch):
     assert settings.network.patience_hours == 4.0
 
 
+def test_short_names_say_where_a_worker_finds_its_boss(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("MODEL_HOST=10.0.0.2\nMODEL_PORT=1\n")
+    monkeypatch.setenv("MODEL_PORT", "1025")
+    assert sources(tmp_path)["model.host"] == ("10.0.0.2", ".env (MODEL_HOST)")
+    assert sources(tmp_path)["model.port"] == ("1025", "environment (MODEL_PORT)")
+    monkeypatch.setenv("MANYHANDS_MODEL__PORT", "1026")
+    assert load(tmp_path).model.port == 1026
+    monkeypatch.setenv("MANYHANDS_MODEL__PORT", "70000")
+    with pytest.raises(UsageError, match=r"model\.port"):
+        load(tmp_path)
+
+
 def test_every_key_is_reached_from_the_environment(tmp_path, monkeypatch):
     values = {
+        "network.gpu_host": "gpu",
+        "network.cpu_host": "cpu",
+        "network.port": "1026",
         "network.timeout": "5",
+        "network.heartbeat": "3",
+        "network.retry_attempts": "4",
         "network.wait_timeout": "60",
         "network.patience_hours": "0.5",
+        "training.batch_size": "8",
+        "training.num_workers": "0",
+        "training.epochs": "2",
+        "training.learning_rate": "0.1",
+        "data.transfer_dtype": "uint8",
+        "data.on_bad_sample": "quarantine",
+        "data.queue_size": "5",
+        "data.window_mb": "64",
+        "data.flow_control": "false",
+        "gpu.device": "cpu",
+        "gpu.mixed_precision": "true",
+        "gpu.compile_model": "true",
+        "model.host": "10.0.0.2",
+        "model.port": "1025",
         "monitoring.progress_bars": "no",
         "monitoring.log_level": "DEBUG",
         "monitoring.save_logs": "true",
         "monitoring.log_file": "x.log",
+        "colab.ngrok_auth_token": "secret",
+        "colab.ngrok_region": "eu",
+        "colab.ssh_host": "me@gateway",
         "advanced.plain_line_seconds": "2",
         "invite": "mh://token@host:1",
     }
@@ -72,6 +106,8 @@ def test_every_key_is_reached_from_the_environment(tmp_path, monkeypatch):
     assert settings.network.wait_timeout == 60.0
     assert settings.monitoring.progress_bars is False
     assert settings.monitoring.log_level == "debug"
+    assert settings.gpu.mixed_precision == "bf16"
+    assert "secret" not in repr(explain(tmp_path))
 
 
 @pytest.mark.parametrize("word", ["none", "None", "null", ""])

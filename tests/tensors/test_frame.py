@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manyhands.errors import UsageError
+from manyhands.errors import ProtocolError, UsageError
 from manyhands.tensors import allocate, bytes_of, decode, encode
 from manyhands.tensors.dtypes import DTYPES
+from manyhands.tensors.frame import HEADER_BYTES
 from manyhands.tensors.memory import densified
 
 torch.set_num_threads(1)
@@ -247,3 +248,15 @@ def test_equal_scalars_of_other_types_keep_theirs_in_frames_that_follow_each_oth
     for scalar in (1, True, 1.0, 0.0, -0.0, False, "1"):
         for tree in ([scalar, torch.ones(2)], {scalar: torch.ones(2)}):
             assert same(decode(encode(tree).to_bytes()), tree)
+
+
+def test_a_frame_may_leave_its_tensors_bytes_to_its_carrier():
+    """The crc32 covers the schema then: a changed schema is found, a changed element is the carrier's to find."""
+    batch = {"x": torch.arange(100.0), "y": 3}
+    data = bytearray(encode(batch, checks_body=False).to_bytes())
+    assert torch.equal(decode(bytes(data))["x"], batch["x"])
+    data[-1] ^= 1
+    assert not torch.equal(decode(bytes(data))["x"], batch["x"])
+    data[HEADER_BYTES] ^= 1
+    with pytest.raises(ProtocolError, match="crc32"):
+        decode(bytes(data))

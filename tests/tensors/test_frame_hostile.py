@@ -81,7 +81,7 @@ F = "float32"
     [
         (b"XXfr" + WHOLE[4:], "begins with b'MHfr'"),
         (forged([1], [], version=2), "version 2"),
-        (forged([1], [], reserved=1), "reserved 1"),
+        (forged([1], [], reserved=2), "flags 2"),
         (forged([1], [], body_bytes=2**63), "and has 64"),
         (forged([1], [], b"\0"), "0 tensors need a body of 0 bytes, and it has 1"),
         (forged([T], [[F, [2], None]], bytes(7)), "need a body of 8 bytes, and it has 7"),

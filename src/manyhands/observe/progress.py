@@ -30,6 +30,8 @@ class Standing:
     samples_per_second: float | None = None
     nodes: int | None = None
     epoch: int | None = None
+    more: tuple[str, ...] = ()
+    """What else a mode has to say, a few words each."""
 
 
 class Progress(Protocol):
@@ -70,6 +72,7 @@ def describe(standing: Standing, left_seconds: float | None = None) -> str:
         parts.append(f"{format_count(standing.samples_per_second)} samples/s")
     if standing.nodes is not None:
         parts.append("1 node" if standing.nodes == 1 else f"{standing.nodes} nodes")
+    parts += standing.more
     if left_seconds is not None:
         parts.append(f"{format_duration(left_seconds)} left")
     return " · ".join(parts)

@@ -6,6 +6,7 @@ import sys
 from typing import TextIO
 
 from manyhands.clock import Clock
+from manyhands.errors import Unreachable
 
 EVERY_SECONDS = 30.0
 
@@ -41,6 +42,13 @@ class Waiting:
     def seconds(self) -> float:
         """How long this wait has taken."""
         return 0.0 if self._since is None else self._clock.monotonic() - self._since
+
+    def check(self, limit_seconds: float | None, text: str) -> None:
+        """Unreachable with `text` once this wait has taken longer; None: never."""
+        if limit_seconds is not None and self.seconds > limit_seconds:
+            raise Unreachable(
+                f"waited {self.seconds:.1f} s (network.wait_timeout is {limit_seconds:g}): {text}"
+            )
 
     def over(self) -> None:
         """What was waited for is here."""

@@ -19,7 +19,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, YamlConfigSettingsSource
 
 from manyhands.errors import UsageError
-from manyhands.settings.model import Settings
+from manyhands.settings.model import SHORT_VARIABLES, SPLIT_VARIABLES, Settings
 
 PREFIX = "MANYHANDS_"
 CONFIG_FILE, ENV_FILE = "config.yaml", ".env"
@@ -40,18 +40,23 @@ class _Reader(Settings, BaseSettings):  # type: ignore[misc]
     """The settings' shape, for pydantic-settings' readers; never built itself."""
 
 
-def load(folder: Path | None = None, arguments: Mapping[str, object] | None = None) -> Settings:
+def load(
+    folder: Path | None = None, arguments: Mapping[str, object] | None = None, *, split: bool = False
+) -> Settings:
     """The settings in force, with `config.yaml` and `.env` of `folder` (default: the current one).
 
-    `arguments` are values given in code, by dotted key (`"network.timeout"`); they beat every source. Raises
-    `UsageError` naming the source, the key and the nearest known one.
+    `arguments` are values given in code, by dotted key (`"network.timeout"`); they beat every source. `split` also
+    takes split mode's short variables (``BATCH_SIZE``). Raises `UsageError` naming the source, the key and the
+    nearest known one.
     """
-    return _build(_layers(folder or Path.cwd(), arguments or {}))
+    return _build(_layers(folder or Path.cwd(), arguments or {}, split=split))
 
 
-def explain(folder: Path | None = None, arguments: Mapping[str, object] | None = None) -> list[Explained]:
+def explain(
+    folder: Path | None = None, arguments: Mapping[str, object] | None = None, *, split: bool = False
+) -> list[Explained]:
     """Every key with its value and its source, in the order of the sections."""
-    layers = _layers(folder or Path.cwd(), arguments or {})
+    layers = _layers(folder or Path.cwd(), arguments or {}, split=split)
     settings = _build(layers)
     return [Explained(key, _text(value), _origin(key, layers)) for key, value in _values(settings)]
 
@@ -78,18 +83,20 @@ def _text(value: object) -> str:
 Layer = tuple[str, dict[str, object]]
 
 
-def _layers(folder: Path, arguments: Mapping[str, object]) -> list[Layer]:
+def _layers(folder: Path, arguments: Mapping[str, object], *, split: bool) -> list[Layer]:
     """(source, {dotted key: raw value}) from the weakest to the strongest, each with known keys only."""
     layers = [
         (CONFIG_FILE, _from_yaml(folder / CONFIG_FILE)),
+        *_short(ENV_FILE, _names_in(folder / ENV_FILE), split=split),
         (ENV_FILE, _from_env_file(folder / ENV_FILE)),
+        *_short(ENVIRONMENT, os.environ, split=split),
         (ENVIRONMENT, _from_environment()),
         (ARGUMENT, dict(arguments)),
     ]
     for source, values in layers:
         for key in values:
             if key not in known_keys():
-                raise UsageError(f"{source}: there is no setting {key!r}{_nearest(key, known_keys())}")
+                raise UsageError(f"{source}: there is no setting {key!r}{nearest(key, known_keys())}")
     return layers
 
 
@@ -123,21 +130,39 @@ def _from_yaml(path: Path) -> dict[str, object]:
         raise UsageError(f"{path}: not a file of sections with keys: {error}") from None
     if "invite" in content:
         raise UsageError(f"{path}: an invite is a secret; set MANYHANDS_INVITE or use manyhands join @FILE")
-    return _flat(content, str(path))
+    flat = _flat(content, str(path))
+    if flat.get("colab.ngrok_auth_token"):
+        raise UsageError(
+            f"{path}: colab.ngrok_auth_token is a secret; set NGROK_AUTH_TOKEN, or put it into .env"
+        )
+    return flat
 
 
 def _from_env_file(path: Path) -> dict[str, object]:
-    if not path.is_file():
+    names = _names_in(path)
+    if not names:
         return {}
-    try:
-        names = dotenv_values(path)
-    except (UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
     _check_variables(str(path), names, strict=True)
     source = DotEnvSettingsSource(
         _Reader, env_file=path, env_prefix=PREFIX, env_nested_delimiter="__", env_ignore_empty=True
     )
-    return _flat({key: value for key, value in source().items() if key in Settings.model_fields}, str(path))
+    fields = {key: value for key, value in source().items() if key in Settings.model_fields}
+    return _flat(fields, str(path))
+
+
+def _names_in(path: Path) -> Mapping[str, str | None]:
+    if not path.is_file():
+        return {}
+    try:
+        return dotenv_values(path)
+    except (UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+
+
+def _short(source: str, names: Mapping[str, str | None], *, split: bool) -> list[Layer]:
+    """A layer for each short variable that is set, named after it; an empty one sets nothing."""
+    variables = {**SHORT_VARIABLES, **(SPLIT_VARIABLES if split else {})}
+    return [(f"{source} ({name})", {key: names[name]}) for name, key in variables.items() if names.get(name)]
 
 
 def _from_environment() -> dict[str, object]:
@@ -176,12 +201,13 @@ def _check_variables(source: str, names: Mapping[str, object], *, strict: bool) 
             continue
         if rest.lower() in _sections():
             raise UsageError(f"{source}: {name} is a section; set {name}__KEY")
-        near = _nearest(rest, known, PREFIX)
+        near = nearest(rest, known, PREFIX)
         if strict or "__" in rest or near:
             raise UsageError(f"{source}: {name} sets nothing{near}")
 
 
-def _nearest(name: str, known: list[str], prefix: str = "") -> str:
+def nearest(name: str, known: list[str], prefix: str = "") -> str:
+    """`; did you mean ...?` where a known name is like this one, else nothing."""
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if not found and "." in name:
         last = name.rpartition(".")[2]

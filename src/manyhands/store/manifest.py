@@ -52,6 +52,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def plain(value: Any) -> Any:
+    """JSON's own types: tuples as lists, keys as text, anything odd as its repr."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+
+
 def _describe(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": sha256(file)}
 

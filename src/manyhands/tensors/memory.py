@@ -33,11 +33,11 @@ def padded(num_bytes: int) -> int:
 
 def allocate(num_bytes: int) -> Tensor:
     """Uninitialised CPU memory: uint8 ``(num_bytes,)``, its first byte at a multiple of 64."""
-    memory = torch.empty(num_bytes, dtype=torch.uint8)
+    memory = torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
     if memory.data_ptr() % ALIGNMENT == 0:
         return memory
     # An allocator put under torch (a debugging or a pinning one) may align less.
-    memory = torch.empty(num_bytes + ALIGNMENT, dtype=torch.uint8)
+    memory = torch.empty(num_bytes + ALIGNMENT, dtype=torch.uint8, device="cpu")
     start = -memory.data_ptr() % ALIGNMENT
     return memory[start : start + num_bytes]
 
@@ -119,7 +119,7 @@ def tensor_over(
     """
     num_bytes = dtype.itemsize * num_elements(shape)
     if num_bytes == 0:
-        return torch.empty(tuple(shape), dtype=dtype)
+        return torch.empty(tuple(shape), dtype=dtype, device="cpu")
     # Each tensor stands on a storage of its own. Slices of one body would share one version counter, and
     # writing to the labels would then void what autograd saved of the inputs.
     flat = torch.from_numpy(memory[offset : offset + num_bytes]).view(dtype)

@@ -35,10 +35,10 @@ def collate(items: Sequence[Any], collate_fn: Callable[[list[Any]], Batch] | Non
     """
     if collate_fn is not None:
         return collate_fn(list(items))
-    return default_collate([_with_tensors(item) for item in items])
+    return default_collate([_withtensors_of(item) for item in items])
 
 
-def _with_tensors(item: Any) -> Any:
+def _withtensors_of(item: Any) -> Any:
     # Rows of Hugging Face `datasets` hold plain lists; default_collate would transpose them.
     if not isinstance(item, Mapping):
         return item
@@ -49,7 +49,7 @@ def _with_tensors(item: Any) -> Any:
 
 def size_of(batch: Batch) -> int:
     """Number of samples: the first dimension of its first tensor."""
-    first = next(iter(_tensors(batch)), None)
+    first = next(iter(tensors_of(batch)), None)
     if first is None or first.ndim == 0:
         raise UsageError(
             "the batch holds no tensor with a first dimension, so its samples cannot be counted: "
@@ -58,12 +58,13 @@ def size_of(batch: Batch) -> int:
     return int(first.shape[0])
 
 
-def _tensors(batch: Batch) -> list[Tensor]:
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, in order."""
     if isinstance(batch, Tensor):
         return [batch]
     parts = batch.values() if isinstance(batch, Mapping) else batch
     if not isinstance(parts, str | bytes) and hasattr(parts, "__iter__"):
-        return [tensor for part in parts for tensor in _tensors(part)]
+        return [tensor for part in parts for tensor in tensors_of(part)]
     return []
 
 

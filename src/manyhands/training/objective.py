@@ -38,13 +38,16 @@ class Objective:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The scalar loss of `batch`, with its graph."""
-        output = forward(model, batch)
+        return self.loss_of(forward(model, batch), batch)
+
+    def loss_of(self, output: Any, batch: Batch) -> Tensor:
+        """The scalar loss of what the model returned for `batch`, with its graph."""
         if self.criterion is not None:
             return _scalar(self.criterion(output, targets_of(batch)))
         own = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if own is not None:
             return _scalar(own)
-        return _scalar(_cross_entropy(_logits(output), targets_of(batch)))
+        return _scalar(_cross_entropy(logits_of(output), targets_of(batch)))
 
     def weigh(self, batch: Batch) -> float:
         """The leaf's weight: what the loss's mean over `batch` divides by."""
@@ -91,12 +94,13 @@ def _scalar(loss: Any) -> Tensor:
     return loss.reshape(())
 
 
-def _logits(output: Any) -> Tensor:
+def logits_of(output: Any) -> Tensor:
+    """The scores in what a model returned: a tensor itself, or what is called ``logits`` in it."""
     logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
     if isinstance(logits, Tensor):
         return logits
     raise UsageError(
-        f"the model returns {type(output).__name__} without a loss or logits: give CentralServer a criterion"
+        f"the model returns {type(output).__name__} without a loss or logits: give a criterion that takes it"
     )
 
 

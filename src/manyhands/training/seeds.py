@@ -30,14 +30,19 @@ def derive(run_seed: int, purpose: str, *numbers: int) -> int:
 
 def seed_generators(seed: int) -> None:
     """Set torch's (every device's), numpy's and Python's global generators."""
+    seed_torch(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+
+
+def seed_torch(seed: int) -> None:
+    """Set torch's global generators, every device's, and no other: 2 µs where there is a CPU only."""
     # torch.manual_seed formats a stack trace per call where CUDA is not initialised: 0.7 ms a leaf.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-    random.seed(seed)
 
 
 @contextmanager

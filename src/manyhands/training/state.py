@@ -77,10 +77,40 @@ class ModelState:
             for spec, view in zip(layout.specs, layout.views(body), strict=True):
                 view.copy_(tensors[spec.name])
 
+    def named_once(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Every tensor under its first name, detached, and the further names of tied ones: {other: kept}."""
+        tensors = self.tensors()
+        first = {id(tensor): name for name, tensor in tensors.items()}
+        all_names = [
+            *self.model.named_parameters(remove_duplicate=False),
+            *self.model.named_buffers(remove_duplicate=False),
+        ]
+        tied = {
+            name: first[id(tensor)]
+            for name, tensor in all_names
+            if name not in tensors and id(tensor) in first
+        }
+        return {name: tensor.detach() for name, tensor in tensors.items()}, tied
+
     def check_trainable(self) -> None:
         """UsageError where nothing could be trained."""
         if not self.trainable:
             raise UsageError("the model has no parameter with requires_grad=True: there is nothing to train")
+
+
+def check_tensors(mine: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """UsageError naming the first tensor in which a checkpoint is of another model."""
+    odd = sorted(set(mine) ^ set(saved))
+    if odd:
+        where = "the checkpoint" if odd[0] in saved else "the model"
+        raise UsageError(f"the checkpoint is of another model: {odd[0]} is only in {where}")
+    for name, tensor in mine.items():
+        here, there = (tuple(t.shape) for t in (tensor, saved[name]))
+        if here != there or tensor.dtype != saved[name].dtype:
+            raise UsageError(
+                f"the checkpoint is of another model: {name} is {tensor.dtype} {here} here and "
+                f"{saved[name].dtype} {there} there"
+            )
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -17,6 +17,7 @@ class Role(StrEnum):
 
     NODE = "node"
     LOADER = "loader"
+    TRAINER = "trainer"
     WORKER = "worker"
     OBSERVER = "observer"
     OWNER = "owner"

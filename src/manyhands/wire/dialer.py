@@ -57,7 +57,7 @@ def dial(
     with an invite the role is the invite's. Raises `Unreachable` where nobody answers in time, `Refused`
     with the other side's sentence where it says no, `Mismatch` for another protocol version.
     """
-    limits = limits or Limits()
+    limits = limits or Limits.configured()
     if not secure:
         return _dial_plain(target, Role(role), timeout_seconds, limits)
     if not isinstance(target, Invite):

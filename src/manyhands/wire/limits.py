@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from manyhands.settings import load
+
 PROTOCOL = 1
 """The version of everything that travels; both sides must have the same one."""
 
@@ -16,6 +18,7 @@ VERSION_KEY, PLAIN_KEY, PLAIN_ROLE = "mh-version", "mh-key", "mh-role"
 
 Options = list[tuple[str, int | str]]
 
+_MIN_PING_MS = 200
 _MOST_FRAME_BYTES = 16 * 1024 * 1024 - 1
 
 
@@ -33,6 +36,13 @@ class Limits:
     handshake_seconds: float = 5.0
     idle_seconds: float = 30.0
     timeout_seconds: float = 30.0
+    heartbeat_seconds: float = 10.0
+
+    @classmethod
+    def configured(cls) -> Limits:
+        """The usual bounds, with the times that the settings say."""
+        network = load().network
+        return cls(timeout_seconds=network.timeout, heartbeat_seconds=network.heartbeat)
 
 
 def server_options(limits: Limits) -> Options:
@@ -44,7 +54,8 @@ def server_options(limits: Limits) -> Options:
         ("grpc.max_connection_idle_ms", _milliseconds(limits.idle_seconds)),  # a connection without a call
         ("grpc.max_concurrent_streams", limits.streams_per_connection),
         ("grpc.max_allowed_incoming_connections", limits.connections),
-        ("grpc.http2.min_ping_interval_without_data_ms", _keepalive_ms(limits) // 2),
+        # Not what this side does: a peer's heartbeat is its own, and one that pings too often is cut off.
+        ("grpc.http2.min_ping_interval_without_data_ms", min(_MIN_PING_MS, _keepalive_ms(limits) // 2)),
     ]
 
 
@@ -81,8 +92,8 @@ def _common(limits: Limits) -> Options:
 
 
 def _keepalive_ms(limits: Limits) -> int:
-    """A ping each 10 s, or three within a shorter timeout."""
-    return min(10_000, _milliseconds(limits.timeout_seconds) // 3)
+    """A ping each heartbeat, or three within a shorter timeout."""
+    return max(1, min(_milliseconds(limits.heartbeat_seconds), _milliseconds(limits.timeout_seconds) // 3))
 
 
 def _milliseconds(seconds: float) -> int:

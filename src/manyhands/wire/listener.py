@@ -87,7 +87,7 @@ class Listener:
         self._port = port
         self._secure = secure
         self._advertise = advertise
-        self._limits = limits or Limits()
+        self._limits = limits or Limits.configured()
         self._guard = Guard(gate, secure=secure)
         self._links: dict[str, Link] = {}
         self._server: grpc.aio.Server | None = None
