@@ -130,7 +130,9 @@ def test_processors_make_lanes_with_names_and_keys_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--nproc", "2"], 2, "--nproc"),
+        (["--nproc", "0"], 2, "--nproc"),
+        (["--nproc", "2", "--device", "all"], 2, "--nproc N makes N processes one node"),
+        (["--nproc", "2", "--cpus", "1"], 2, "--nproc 2 with --cpus 1"),
         (["--cpus", "4096"], 2, "--cpus 4096"),
         (["--device", "abacus"], 2, "abacus"),
         (["mh://short@localhost:1"], 2, "token"),

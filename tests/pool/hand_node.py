@@ -13,8 +13,8 @@ from torch import nn
 from manyhands.fleet import messages as m
 from manyhands.fleet.uplink import Item, Lost, Uplink
 from manyhands.pool.engagement import Engagement, Offer
-from manyhands.pool.lane import SumReady
 from manyhands.pool.server import CentralServer
+from manyhands.pool.work import SumReady
 from manyhands.tensors.memory import bytes_of
 from manyhands.wire import NodeKey, dial
 from manyhands.wire.envelope import pack

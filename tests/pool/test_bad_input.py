@@ -15,11 +15,12 @@ from manyhands.errors import BadSample, UsageError
 from manyhands.pool.data import Source
 from manyhands.pool.job import prepare
 from manyhands.pool.node import TrainingNode
-from manyhands.pool.options import PoolOptions, check_options, early_stopping
+from manyhands.pool.options import PoolOptions, check_options
 from manyhands.pool.server import CentralServer
 from manyhands.pool.tally import Tally
-from manyhands.pool.validation import EarlyStopping, Validation, validate
+from manyhands.pool.validation import validate
 from manyhands.training.objective import Objective
+from manyhands.training.stopping import EarlyStopping, early_stopping
 
 DATA = TensorDataset(torch.randn(40, 4), torch.randint(0, 2, (40,)))
 
@@ -191,12 +192,12 @@ def test_stopping_early_waits_for_its_patience_and_restores_the_best() -> None:
     for step, loss in enumerate([1.0, 0.5, 0.45, 0.44]):
         with torch.no_grad():
             model.weight.fill_(step)
-        assert rule.update(Validation(loss, None, 1), model) == (step == 3)
+        assert rule.update(loss, None, model) == (step == 3)
         best = 1 if step == 1 else best
     rule.restore(model)
     assert float(model.weight.detach()) == best
     upward = EarlyStopping(monitor="val_accuracy", patience=1)
-    assert [upward.update(Validation(0.0, a, 1), model) for a in (0.5, 0.7, 0.7)] == [False, False, True]
+    assert [upward.update(0.0, a, model) for a in (0.5, 0.7, 0.7)] == [False, False, True]
 
 
 def test_a_tally_survives_its_manifest() -> None:

@@ -13,8 +13,9 @@ from torch import nn
 
 from manyhands.fleet import tree
 from manyhands.fleet.messages import Granted
-from manyhands.pool.lane import Lane, LaneSpec, LeafBroken, LeafReady, SumReady
+from manyhands.pool.lane import Lane, LaneSpec
 from manyhands.pool.sums import StepSum
+from manyhands.pool.work import LeafBroken, LeafReady, SumReady
 from manyhands.training.gradients import GradientLayout, Partial, collect
 from manyhands.training.objective import Objective
 from manyhands.training.state import ModelState

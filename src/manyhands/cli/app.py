@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from manyhands.cli import config, console, demo, doctor, invite, join, notbuilt, serve, status, stop, verify
+from manyhands.cli import (
+    config,
+    console,
+    demo,
+    doctor,
+    invite,
+    join,
+    launch,
+    notbuilt,
+    serve,
+    status,
+    stop,
+    verify,
+    worker,
+)
 
 app = typer.Typer(
     name="manyhands",
@@ -50,11 +64,13 @@ def _everywhere(
 app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
 app.command("join")(join.join)
+app.command("launch", **launch.ALL_WORDS)(launch.launch)
 app.command("status")(status.status)
 app.command("stop")(stop.stop)
 app.command("invite")(invite.invite)
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
+app.command("worker")(worker.worker)
 app.add_typer(config.app, name="config")
 for _name in notbuilt.INSTEAD:
     app.command(_name, help="Not built yet.", **notbuilt.ANY_ARGUMENTS)(notbuilt.refuse)

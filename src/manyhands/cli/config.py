@@ -20,7 +20,7 @@ def show(as_json: JsonOption = False) -> None:
     """Each value and where it came from, secrets masked."""
     from manyhands.settings import explain, state_dir
 
-    rows = explain()
+    rows = explain(split=True)
     if as_json:
         console.show_json({row.key: {"value": row.value, "source": row.source} for row in rows})
         return

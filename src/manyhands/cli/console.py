@@ -10,7 +10,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from manyhands.errors import StorageError
+from manyhands.observe.logfile import DEFAULT_FILE, log_handler
 from manyhands.settings import load
 
 if TYPE_CHECKING:
@@ -35,16 +35,7 @@ def set_loudness(verbose: int, *, quiet: bool) -> None:
     logger = logging.getLogger("manyhands")
     logger.setLevel(level)
     if settings.save_logs:
-        logger.addHandler(_log_file(settings.log_file or "manyhands.log"))
-
-
-def _log_file(path: str) -> logging.Handler:
-    try:
-        handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"the log cannot be written to {path}: {error.strerror}", path) from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    return handler
+        logger.addHandler(log_handler(settings.log_file or DEFAULT_FILE))
 
 
 def wants_tracebacks() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,10 +16,18 @@ from manyhands.errors import Refused, UsageError
 
 if TYPE_CHECKING:
     from manyhands.clock import Clock
-    from manyhands.pool.dialling import Dialler
+    from manyhands.clusters.plan import Order, Wish
+    from manyhands.fleet.dialling import Dialler
     from manyhands.pool.lending.given import Given
+    from manyhands.wire import Invite
 
 _LINE_SECONDS = 30.0
+
+
+class Engine(StrEnum):
+    """What places nodes on a cluster's machines."""
+
+    RAY = "ray"
 
 
 def join(
@@ -35,31 +44,50 @@ def join(
         str | None, typer.Option(metavar="D|all", help="cpu, cuda, cuda:1, mps; all: each GPU.")
     ] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="How many processors to lend.")] = None,
-    nproc: Annotated[int | None, typer.Option(hidden=True)] = None,
+    nproc: Annotated[
+        int, typer.Option(min=1, max=256, help="Compute in N processes that are one node to the run.")
+    ] = 1,
     patience: Annotated[
         float | None, typer.Option(metavar="H", min=0.0, help="Hours to wait for a coordinator that is gone.")
+    ] = None,
+    on: Annotated[
+        Engine | None, typer.Option(help="Lend a cluster's machines, by its own engine, and not this one.")
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --on: how many nodes; without it as many as there is room for."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="A", help="With --on: where the cluster is; without it: here.")
     ] = None,
 ) -> int:
     """Lend this machine until the run ends: low priority, and nothing of the run's is code here."""
     import socket
 
     from manyhands.clock import SystemClock
+    from manyhands.clusters.plan import Order, Wish
     from manyhands.pool.lending.agent import Agent
     from manyhands.pool.lending.given import describe
     from manyhands.pool.lending.lanes import Lending
     from manyhands.pool.lending.limits import be_nice
     from manyhands.settings import load
 
-    if nproc is not None:
+    hours = load().network.patience_hours if patience is None else patience
+    if on is not None:
+        return _join_on_ray(
+            invite,
+            Wish(name or on.value, device, nproc, hours * 3600.0, console.is_verbose()),
+            Order(count, cpus, address),
+        )
+    if count is not None or address is not None:
         raise UsageError(
-            "--nproc is not built yet: --cpus N lends N processors as several lanes, --device all each GPU"
+            "--count and --address are about a cluster: say which engine places nodes there, --on ray"
         )
     be_nice()
-    hours = load().network.patience_hours if patience is None else patience
     clock = SystemClock()
     line = _Line(clock)
     agent = Agent(
-        Lending(name or socket.gethostname(), device, cpus, console.is_verbose()),
+        Lending(name or socket.gethostname(), device, cpus, console.is_verbose(), nproc),
         _dialler_of(invite),
         hours * 3600.0,
         clock=clock,
@@ -79,27 +107,64 @@ def _dialler_of(given: str | None) -> Callable[[], Dialler]:
 
     A file is read again at each dial, and so is what a coordinator here leaves for its user.
     """
-    from manyhands.pool.dialling import DEFAULT_ADDRESS, Dialler
-    from manyhands.settings import load, state_dir
-    from manyhands.wire import find_invite, read_invite
+    from manyhands.fleet.dialling import DEFAULT_ADDRESS, Dialler
+    from manyhands.settings import load
+    from manyhands.wire import read_invite
 
-    if given == "-":
-        given = sys.stdin.readline().strip()
-    if given is not None:
-        read_invite(given)
-        return lambda: Dialler(DEFAULT_ADDRESS, given, secure=True)
+    line = _line_of(given)
+    if line is not None:
+        read_invite(line)
+        return lambda: Dialler(DEFAULT_ADDRESS, line, secure=True)
     if load().invite is not None:
         return lambda: Dialler(DEFAULT_ADDRESS, None, secure=True)
-    port = usual_port()
+    return lambda: Dialler(("localhost", usual_port()), None, secure=True)
+
+
+def _line_of(given: str | None) -> str | None:
+    """The line that was given: as it is, from standard input, or by an answer where nothing else is to be found;
+    None where the settings or a coordinator here have one. Refused where there is none at all.
+    """
+    from manyhands.settings import load, state_dir
+    from manyhands.wire import find_invite
+
+    if given == "-":
+        return sys.stdin.readline().strip()
+    if given is not None or load().invite is not None:
+        return given
     try:
-        find_invite(None, None, state_dir(), port)
+        find_invite(None, None, state_dir(), usual_port())
     except Refused:
         if not sys.stdin.isatty():
             raise
-        line = getpass.getpass("the line to join with (mh://...): ")
-        read_invite(line)
-        return lambda: Dialler(DEFAULT_ADDRESS, line, secure=True)
-    return lambda: Dialler(("localhost", port), None, secure=True)
+        return getpass.getpass("the line to join with (mh://...): ")
+    return None
+
+
+def _invite_of(given: str | None) -> Invite:
+    """The invite itself, for nodes that start elsewhere."""
+    from manyhands.settings import load, state_dir
+    from manyhands.wire import find_invite
+
+    secret = load().invite
+    shown = secret.get_secret_value() if secret is not None else None
+    return find_invite(_line_of(given), shown, state_dir(), usual_port())
+
+
+def _join_on_ray(given: str | None, wish: Wish, order: Order) -> int:
+    """Have a Ray cluster lend its machines, until the run ends."""
+    from manyhands.clock import SystemClock
+    from manyhands.clusters.rayjoin import RayJoin
+    from manyhands.pool.lending.given import describe
+
+    clock = SystemClock()
+    line = _Line(clock)
+    joined = RayJoin(order, wish, _invite_of(given), clock=clock, show=line, say=console.tell)
+    try:
+        joined.run()
+    finally:
+        line.end(joined.given)
+    console.show(f"the run is over: {describe(joined.given)}")
+    return 0
 
 
 class _Line:

@@ -8,10 +8,7 @@ import typer
 
 from manyhands.errors import UsageError
 
-INSTEAD: Final = {
-    "worker": "the pool shares one model's training: CentralServer and TrainingNode",
-    "launch": "torchrun starts processes on torch.distributed",
-}
+INSTEAD: Final[dict[str, str]] = {}
 ANY_ARGUMENTS: Final[dict[str, Any]] = {
     "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
     "add_help_option": False,

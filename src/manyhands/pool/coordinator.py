@@ -19,17 +19,16 @@ from dataclasses import replace
 from typing import Any
 
 from manyhands.clock import Clock
-from manyhands.errors import BadSample, ManyhandsError, NonFinite, ProtocolError, Refused, RunFailed
+from manyhands.errors import BadSample, ManyhandsError, NonFinite, ProtocolError, RunFailed
 from manyhands.fleet import events as e
 from manyhands.fleet import messages as m
 from manyhands.fleet.granting import Policy
 from manyhands.fleet.leases import LeaseMachine
-from manyhands.fleet.session import Session
-from manyhands.fleet.tree import depth_of, span
 from manyhands.pool import arriving
 from manyhands.pool.arriving import Arrival
 from manyhands.pool.data import StepData
 from manyhands.pool.handshake import Door
+from manyhands.pool.inquiry import Inquiry
 from manyhands.pool.job import Job
 from manyhands.pool.master import mean_loss
 from manyhands.pool.member import Member
@@ -39,19 +38,15 @@ from manyhands.pool.sending import Sender
 from manyhands.pool.shipping import Shipper
 from manyhands.pool.sums import StepSum
 from manyhands.pool.tally import Tally
-from manyhands.pool.trouble import SecondTry
+from manyhands.pool.visits import Visits
 from manyhands.settings import load
 from manyhands.store.rows import Quarantine, Refusal, Roster, Row
 from manyhands.training.state import weights_sha256
-from manyhands.wire.admission import Peer, Role
-from manyhands.wire.link import Link
 from manyhands.wire.transfer import Body
 
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.05
-MOST_REFUSED = 1000
-"""Messages of one node in a row, without a lease in between; an honest one has a few for a lease that is late."""
 HASH_EVERY_STEPS = 100
 """How often the ledger notes the weights' hash, so that two runs that differ can be bisected."""
 
@@ -79,14 +74,13 @@ class Coordinator:
             ),
         )
         self.quarantined: set[int] = set(job.feeder.quarantined)
-        self.last_trouble: str | None = None
-        """Why the last node that failed did; for whoever wonders why nothing goes on."""
         self._before = replace(tally)
         self._clock = clock
         self._sums = StepSum(job.master.gradients)
         self._sender = Sender(job, self.members)
         self.model_lock = asyncio.Lock()
         """Held by whoever runs the model here: a validation, a capture, a second try."""
+        self.inquiry = Inquiry(self)
         self._door = Door(
             job,
             saver.run,
@@ -99,16 +93,13 @@ class Coordinator:
             self.model_lock,
             self.compress_on_request,
         )
-        self._second_try = SecondTry(job)
+        self.visits = Visits(self, self._door, job.master.gradients.layout.num_bytes, clock)
         self._open: OpenStep | None = None
         self._arriving: Arrival | None = None
         self._settled = asyncio.Event()
         self._skip: str | None = None
         self._again = False
         self._failure: ManyhandsError | None = None
-        self._sessions: set[Session] = set()
-        self._inquiries: set[asyncio.Task[None]] = set()
-        self._ending: m.Finished | None = None
         self.is_torn = False
         """Whether the weights are between two steps: an update broke off, and they must not be saved."""
 
@@ -140,7 +131,7 @@ class Coordinator:
                 self._sender.ahead(self.step, ahead)
             await self._settled.wait()
             self._raise_failure()
-            if not self._is_again():
+            if self.opened is not None:
                 return data
             audit = audit or self._open.is_audited
 
@@ -160,21 +151,30 @@ class Coordinator:
             )
         self.job.master.compress(self.job.options.seed, self.job.plan.micro_batches)
         if self._open is not None:
-            self._once_more("a node asks for int8 gradients, and nothing is committed yet")
+            self.once_more("a node asks for int8 gradients, and nothing is committed yet")
         return "this run sends int8 from its first step on, as compress_gradients asks"
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
 
-    def _once_more(self, reason: str) -> None:
+    def once_more(self, reason: str) -> None:
         """Give the open step's sums up and lease it anew."""
         logger.warning("step %d is computed again: %s", self.step, reason)
         self._again = True
         self._settled.set()
 
-    def _is_again(self) -> bool:
-        return self._again
+    def leave_out(self, fault: BadSample) -> None:
+        """Leave a sample of the open step out of this epoch, and lease the step anew."""
+        self.job.feeder.quarantine(self.step, fault.index)
+        self._sender.forget_from(self.step)
+        self._quarantine(fault.index, str(fault.__cause__))
+        self.once_more(f"sample {fault.index} is left out")
+
+    @property
+    def opened(self) -> OpenStep | None:
+        """The step that is being computed; None while none is, or while it is given up."""
+        return None if self._again else self._open
 
     async def commit(self, data: StepData) -> float | None:
         """Apply the complete sum (or skip the step); returns the step's loss."""
@@ -289,10 +289,10 @@ class Coordinator:
             case e.Refuse(key, reason):
                 self._refuse(key, reason)
             case e.Bench(key, reason):
-                self._bench(key, reason)
+                self.bench(key, reason)
             case e.Duplicate(key, subtree, verdict):
                 if verdict == "differs":
-                    self._contradicted(key, subtree)
+                    self.inquiry.contradicted(key, subtree)
             case e.Audit() | e.Verified():
                 logger.debug("%s", instruction)
 
@@ -302,103 +302,37 @@ class Coordinator:
         if key in self.members:
             self.members[key].refused += 1
 
-    def _bench(self, key: str, reason: str) -> None:
-        self._note(Roster(key, self._name(key), "benched"))
-        logger.warning("node %s is benched: %s", self._name(key), reason)
+    def bench(self, key: str, reason: str) -> None:
+        """Send a node away for good."""
+        self._note(Roster(key, self.name_of(key), "benched"))
+        logger.warning("node %s is benched: %s", self.name_of(key), reason)
         self._post(key, m.Told(reason, benched=True))
-
-    def _contradicted(self, key: str, subtree: int) -> None:
-        """A second answer has other bits than the one taken. Between machines of one class, one is wrong: the
-        step is computed again, each sum by two nodes, and by a third where they differ.
-        """
-        opened, member = self._open, self.members.get(key)
-        if opened is None or member is None:
-            return
-        takers = opened.credited_to(span(subtree, self._depth))
-        known = {opened.classes[taker] for taker in takers}
-        names = ", ".join(sorted(self._name(taker) for taker in takers))
-        logger.warning(
-            "node %s answered subtree %d of step %d with other bits than were taken from %s",
-            member.name,
-            subtree,
-            self.step,
-            names,
-        )
-        is_open = self.machine.is_open and self.machine.step == self.step
-        if is_open and known == {member.numeric_class} and not opened.is_audited:
-            opened.is_audited = True
-            self._once_more(f"nodes {names} and {member.name} differ on the same micro-batches")
-
-    @property
-    def _depth(self) -> int:
-        return depth_of(self._open.num_leaves) if self._open is not None else 0
 
     def _post(self, key: str, message: Any) -> None:
         member = self.members.get(key)
         if member is not None:
             member.session.post(message)
 
-    def _name(self, key: str) -> str:
+    def name_of(self, key: str) -> str:
+        """A node's name, for a person."""
         member = self.members.get(key)
         return member.name if member is not None else key[:8]
 
     # ---- what nodes say ----
 
-    async def serve(self, peer: Peer, link: Link) -> None:
-        """One node's stream, from hello to goodbye."""
-        if peer.role not in (Role.NODE, Role.OWNER):
-            raise Refused(
-                f"an invite for the role {peer.role} does not let compute: `manyhands invite` prints one "
-                "that does"
-            )
-        session = Session(link, max_body_bytes=self.job.master.gradients.layout.num_bytes)
-        if self._ending is not None:
-            session.post(self._ending)
-            session.finish()
-        self._sessions.add(session)
-        writer = asyncio.create_task(session.write_all())
-        reader = asyncio.create_task(self._read(peer, session))
-        try:
-            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-            if reader.done():
-                reader.result()
-            else:
-                writer.result()
-        finally:
-            reader.cancel()
-            session.finish()
-            self._sessions.discard(session)
-            self._leave(peer.key_id, session)
-            await asyncio.wait({writer, reader}, timeout=1.0)
-            writer.cancel()
-            for task in (writer, reader):
-                if task.done() and not task.cancelled():
-                    task.exception()  # looked at: what is told to the peer was raised above
+    def joined(self, member: Member) -> None:
+        """A node was let in."""
+        key = member.peer.key_id
+        self.tally.nodes_seen.add(key)
+        self._note(Roster(key, member.name, "joined"))
+        self._apply(e.Join(key, member.name, member.numeric_class, member.peer.invite_id, member.manual))
 
-    async def _read(self, peer: Peer, session: Session) -> None:
-        said = session.messages()
-        member = await self._door.admit(peer, session, said)
-        self.members[peer.key_id] = member
-        self.tally.nodes_seen.add(peer.key_id)
-        self._note(Roster(peer.key_id, member.name, "joined"))
-        self._apply(e.Join(peer.key_id, member.name, member.numeric_class, peer.invite_id, member.manual))
-        async for message, body in said:
-            if self._hear(member, message, body):
-                return
-            if member.refused > MOST_REFUSED:  # each costs a row of the journal, a line and an answer
-                raise ProtocolError(
-                    f"{member.refused} messages of this node were refused since its last lease: it runs other "
-                    "software or another version"
-                )
+    def left(self, member: Member) -> None:
+        """A node's stream has ended."""
+        self._note(Roster(member.peer.key_id, member.name, "left"))
+        self._apply(e.Leave(member.peer.key_id, "its stream ended"))
 
-    def _leave(self, key: str, session: Session) -> None:
-        member = self.members.get(key)
-        if member is not None and member.session is session:
-            del self.members[key]
-            self._note(Roster(key, member.name, "left"))
-            self._apply(e.Leave(key, "its stream ended"))
-
-    def _hear(self, member: Member, message: m.FromNode, body: Body | None) -> bool:
+    def hear(self, member: Member, message: m.FromNode, body: Body | None) -> bool:
         """One message; True when the node says goodbye."""
         key = member.peer.key_id
         match message:
@@ -441,46 +375,13 @@ class Coordinator:
             self._sums.give_back(self._arriving.partial.buffer)
             self._arriving = None
 
-    # ---- trouble on nodes ----
-
     def _handed_back(self, member: Member, message: m.HandedBack) -> None:
         key, opened, leaf = member.peer.key_id, self._open, message.leaf
         logger.warning("node %s handed a lease back: %s", member.name, message.reason)
         is_its_own = self.machine.open_leases().get(message.lease, ("", ()))[0] == key
         self._apply(e.HandBack(key, message.lease, message.reason))
-        if leaf is None or opened is None or not is_its_own or leaf >= opened.num_leaves:
-            return
-        self.last_trouble = (
-            f"node {member.name} failed at micro-batch {leaf} of step {self.step}: {message.reason}"
-        )
-        if self._second_try.claim(self.step, leaf):
-            inquiry = asyncio.create_task(self._inquire(member, message, opened, leaf))
-            self._inquiries.add(inquiry)
-            inquiry.add_done_callback(self._inquiries.discard)
-
-    async def _inquire(self, member: Member, message: m.HandedBack, opened: OpenStep, leaf: int) -> None:
-        """Find out who is to blame for a leaf that a node failed at, and act on it."""
-        async with self.model_lock:
-            fault = await asyncio.to_thread(self._second_try.fault_of, opened.data, leaf)
-        if self._open is not opened or self._again:
-            return
-        if isinstance(fault, BadSample) and self.job.options.on_bad_sample == "quarantine":
-            self.job.feeder.quarantine(self.step, fault.index)
-            self._sender.forget_from(self.step)
-            self._quarantine(fault.index, str(fault.__cause__))
-            self._once_more(f"sample {fault.index} is left out")
-        elif fault is not None:
-            self.fail(fault)
-        elif message.index is not None:
-            self._bench(
-                member.peer.key_id,
-                f"its dataset[{message.index}] cannot be loaded there ({message.reason}), and can be here: its "
-                "copy of the data is not the run's",
-            )
-        else:
-            logger.warning(
-                "the coordinator computes what node %s failed at: that machine is at fault", member.name
-            )
+        if leaf is not None and opened is not None and is_its_own and leaf < opened.num_leaves:
+            self.inquiry.failed(member, message, leaf)
 
     # ---- time and ends ----
 
@@ -508,19 +409,7 @@ class Coordinator:
         self._failure = self._failure or error
         self._settled.set()
 
-    async def turn_away(self, message: m.Finished, seconds: float) -> None:
-        """For a while, tell every node that comes how it ended."""
-        self._ending = message
-        deadline = self._clock.monotonic() + seconds
-        while self._clock.monotonic() < deadline and not self._settled.is_set():
-            await asyncio.sleep(0.05)
-
-    async def dismiss(self, message: m.Finished) -> None:
-        """Tell every node how it ended, and wait a moment for the words to go out."""
-        self._ending = message
-        for session in list(self._sessions):
-            session.post(message)
-            session.finish()
-        deadline = self._clock.monotonic() + 3.0
-        while self._sessions and self._clock.monotonic() < deadline:
-            await asyncio.sleep(0.01)
+    @property
+    def settled(self) -> asyncio.Event:
+        """Set while nobody has to wait for the open step: it is complete, or the run is to end."""
+        return self._settled

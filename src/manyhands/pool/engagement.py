@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from manyhands.errors import BadSample, Mismatch, ProtocolError, Refused
 from manyhands.fleet import messages as m
 from manyhands.fleet.tree import level_of
 from manyhands.fleet.uplink import Lost, Uplink
 from manyhands.pool.data import Source
-from manyhands.pool.lane import Lane, LaneSpec, SumReady
+from manyhands.pool.lane import Lane, LaneSpec
 from manyhands.pool.program import ProgramObjective, machine_limits, receive_program
+from manyhands.pool.work import SumReady
 from manyhands.tensors import frame
 from manyhands.tensors.memory import bytes_of
 from manyhands.training import criteria, numerics
@@ -48,6 +50,15 @@ class Offer:
     wants_compression: bool = False
 
 
+@dataclass(frozen=True)
+class Proof:
+    """What this node was asked at the door, and what it answered: whoever computes with it must answer the same."""
+
+    probe: m.Probe
+    batches: tuple[Batch, ...]
+    digest: str
+
+
 class _OverError(Exception):
     """The run ended while this node was at the door."""
 
@@ -67,6 +78,9 @@ class Engagement:
         self._state_packing: StatePacking | None = None
         self.welcome: m.Welcome
         self.lane: Lane
+        self.program: Tensor | None = None
+        """The bytes of the program that came; None: the node brought a model."""
+        self.proof: Proof
 
     def _urgent(self, message: m.FromCoordinator) -> None:
         """On the reader's thread: note a trim at once, for the lease that is being computed."""
@@ -150,7 +164,8 @@ class Engagement:
         offer = self._offer
         if offer.model is None:
             _, body = self._expect(m.Program)
-            program = receive_program(bytes_of(body.to_tensor()), machine_limits(), offer.device)
+            self.program = body.to_tensor()
+            program = receive_program(bytes_of(self.program), machine_limits(), offer.device)
             return ModelState(program), ProgramObjective()
         criterion = criteria.settle(welcome.criterion, offer.criterion)
         if isinstance(criterion, torch.nn.Module):
@@ -168,6 +183,7 @@ class Engagement:
             seed=probe.seed,
             precision=self.welcome.precision,
         )
+        self.proof = Proof(probe, tuple(batch for batch, _ in batches), digest)
         self._uplink.send(m.Probed(numerics.fingerprint(self._offer.device), digest))
 
     def _expect(self, kind: type[Any]) -> tuple[Any, Any]:
@@ -195,6 +211,11 @@ class Engagement:
             if isinstance(message, m.Granted) and self._trims.get(message.lease) != ():
                 self._forget_before(message.step)
                 return message
+
+    @property
+    def over(self) -> m.Finished | None:
+        """How the run ended, once the coordinator has said so."""
+        return self._over
 
     def batch(self, step: int, leaf: int) -> Batch:
         """The data of a leased leaf; it came before the lease."""

@@ -12,16 +12,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from manyhands.clock import Clock, SystemClock
-from manyhands.errors import ProtocolError
 from manyhands.fleet import tree
 from manyhands.fleet.messages import Granted, LeafDone
 from manyhands.pool.sums import StepSum
+from manyhands.pool.work import LeafBroken, LeafReady, Output, Work
 from manyhands.training.batch import Batch
 from manyhands.training.buffers import Fold, still_buffers
 from manyhands.training.gradients import (
@@ -38,30 +37,8 @@ from manyhands.training.seeds import seed_generators
 from manyhands.training.state import ModelState
 from manyhands.training.step import Leaf, Precision, leaf_gradient, leaf_seed
 
-
-class LeafReady(NamedTuple):
-    """A leaf is computed and summed here."""
-
-    done: LeafDone
-
-
-class SumReady(NamedTuple):
-    """A subtree is complete; `partial`'s buffer must come back through ``Lane.give_back``."""
-
-    subtree: int
-    partial: Partial
-    leaves: list[LeafDone]
-
-
-class LeafBroken(NamedTuple):
-    """A leaf's loss or gradient is not finite; `digest` stands for its bits."""
-
-    leaf: int
-    digest: int
-    where: str
-
-
-Output = LeafReady | SumReady | LeafBroken
+Batches = Callable[[int], Batch]
+Keep = Callable[[], Sequence[int] | None]
 
 
 @dataclass(frozen=True)
@@ -84,7 +61,8 @@ class Lane:
         self.spec = spec
         self.gradients = GradientLayout.of(state, spec.folds)
         self.moving = MovingState(state, spec.folds)
-        self._sums = StepSum(self.gradients)
+        self.sums = StepSum(self.gradients)
+        """Where the partial sums of the lease in hand come together."""
         at = {name: index for index, name in enumerate(state.trainable)}
         self._order = [at[name] for name in self.gradients.parameters]
         self._clock = clock or SystemClock()
@@ -102,6 +80,11 @@ class Lane:
         for name, start in self._start.items():
             start.copy_(self.state.buffers[name])
 
+    def state_bytes(self) -> memoryview:
+        """``moving.body`` as it arrived, whatever leaves have done to its buffers since."""
+        self._reset_buffers()
+        return self.moving.bytes
+
     def _reset_buffers(self) -> None:
         if not self._start:
             return
@@ -111,51 +94,37 @@ class Lane:
 
     # ---- leases ----
 
-    def run(
-        self, granted: Granted, batches: Callable[[int], Batch], keep: Callable[[], Sequence[int] | None]
-    ) -> Iterator[Output]:
+    def run(self, granted: Granted, batches: Batches, keep: Keep) -> Iterator[Output]:
         """Compute a lease. `batches(leaf)` gives a leaf's batch; `keep()` the subtrees left of it (None:
         all).
         """
-        self._sums.open(granted.num_leaves, granted.unit_level or 0)
-        self.computing = None
-        weights = dict(granted.weights)
-        wanted = list(granted.subtrees)
-        done: dict[int, LeafDone] = {}
-        for leaf in _leaves(granted, wanted):
-            kept = keep()
-            if kept is not None:
-                wanted = [subtree for subtree in kept if subtree in wanted or _inside_any(subtree, wanted)]
-                yield from self._finished(wanted, granted, done)
-            if not any(leaf in tree.span(subtree, granted.depth) for subtree in wanted):
-                continue
-            self.computing = leaf
-            result = self._leaf(
-                Leaf(granted.step, leaf, _weight(weights, leaf), granted.scale), batches(leaf)
-            )
-            self.computing = None
-            if isinstance(result, LeafBroken):
-                yield result
-                wanted = _without(leaf, wanted, granted)
-                yield from self._finished(wanted, granted, done)
-                continue
-            loss, seconds, partial = result
-            done[leaf] = LeafDone(leaf, loss, seconds)
-            self._sums.take(tree.leaf_number(leaf, granted.depth), partial)
-            sums = list(self._finished(wanted, granted, done))
-            if not sums:
-                yield LeafReady(done[leaf])
-            yield from sums
+        work = self.begin(granted)
+        for leaf in work.leaves():
+            yield from work.keep(keep())
+            if work.wants(leaf):
+                yield from self.compute(work, leaf, batches)
 
-    def _finished(self, wanted: list[int], granted: Granted, done: dict[int, LeafDone]) -> Iterator[SumReady]:
-        for subtree in list(wanted):
-            holder = self._sums.holder(subtree)
-            if holder is not None:
-                wanted.remove(subtree)
-                span = tree.span(holder, granted.depth)
-                yield SumReady(
-                    holder, self._sums.pop(holder), [done.pop(leaf) for leaf in span if leaf in done]
-                )
+    def begin(self, granted: Granted) -> Work:
+        """A lease whose partial sums come together here, whoever computes them."""
+        self.computing = None
+        return Work(granted, self.sums)
+
+    def compute(self, work: Work, leaf: int, batches: Batches) -> Iterator[Output]:
+        """Compute one leaf of a lease, and add it to what is there."""
+        granted = work.granted
+        self.computing = leaf
+        result = self._leaf(Leaf(granted.step, leaf, work.weight(leaf), granted.scale), batches(leaf))
+        self.computing = None
+        if isinstance(result, LeafBroken):
+            yield result
+            yield from work.leave_out(leaf)
+            return
+        loss, seconds, partial = result
+        done = LeafDone(leaf, loss, seconds)
+        sums = list(work.take(tree.leaf_number(leaf, granted.depth), partial, [done]))
+        if not sums:
+            yield LeafReady(done)
+        yield from sums
 
     def _leaf(self, leaf: Leaf, batch: Batch) -> tuple[float, float, Partial] | LeafBroken:
         started = self._clock.monotonic()
@@ -183,38 +152,11 @@ class Lane:
         now.
         """
         ordered = [gradients[at] for at in self._order]
-        return collect(self.gradients, ordered, factor, self.state.buffers, self._sums.buffer())
+        return collect(self.gradients, ordered, factor, self.state.buffers, self.sums.buffer())
 
     def give_back(self, buffer: SumBuffer) -> None:
         """A delivered sum's buffer, to be used again."""
-        self._sums.give_back(buffer)
-
-
-def _leaves(granted: Granted, wanted: list[int]) -> list[int]:
-    spans = [tree.span(subtree, granted.depth) for subtree in wanted]
-    return [leaf for span in spans for leaf in span if leaf < granted.num_leaves]
-
-
-def _without(leaf: int, wanted: list[int], granted: Granted) -> list[int]:
-    """The maximal aligned subtrees of what is left: no sum of this node's may hold the broken leaf."""
-    left = 0
-    for subtree in wanted:
-        left |= tree.mask(subtree, granted.depth)
-    left &= ((1 << granted.num_leaves) - 1) & ~(1 << leaf)
-    subtrees = tree.cover_mask(left, granted.depth, granted.num_leaves)
-    return list(tree.lowered(subtrees, granted.unit_level or 0, granted.depth, granted.num_leaves))
-
-
-def _inside_any(subtree: int, uppers: Sequence[int]) -> bool:
-    return any(tree.is_ancestor(upper, subtree) for upper in uppers)
-
-
-def _weight(weights: dict[int, float], leaf: int) -> float:
-    if leaf not in weights:
-        raise ProtocolError(
-            f"the lease names leaf {leaf} without its weight: the coordinator runs another version"
-        )
-    return weights[leaf]
+        self.sums.give_back(buffer)
 
 
 def _is_number(loss: float) -> bool:

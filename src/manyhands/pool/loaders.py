@@ -1,26 +1,15 @@
-"""Worker processes that load leaves, for datasets that take long to read or transform.
-
-Spawned, never forked: gRPC and torch have threads. A worker imports the main script again, so where that would
-start the run a second time (no ``if __name__ == "__main__"``) or cannot be done (a notebook), workers are threads.
-"""
+"""Worker processes that load leaves, for datasets that take long to read or transform."""
 
 from __future__ import annotations
 
-import ast
 import multiprocessing
-import os
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection
-from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from manyhands.errors import BadSample, RunFailed, UsageError
+from manyhands.training.workers import begin_worker, why_not_processes
 
 T = TypeVar("T")
 Load = Callable[[int, tuple[int, ...]], T]
@@ -91,18 +80,9 @@ class _Bad:
 
 def _begin(load: Load[object]) -> None:
     """In a new worker process."""
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    begin_worker()
     global _mine
     _mine = load
-
-
-def _end_with(sentinel: int) -> None:
-    """A worker whose coordinator was killed hears nothing of it from its queue."""
-    connection.wait([sentinel])
-    os._exit(1)
 
 
 def _run(load: Load[object] | None, epoch: int, indices: tuple[int, ...]) -> object:
@@ -112,28 +92,3 @@ def _run(load: Load[object] | None, epoch: int, indices: tuple[int, ...]) -> obj
         return load(epoch, indices)
     except BadSample as error:
         return _Bad(error)
-
-
-def why_not_processes() -> str | None:
-    """Why this program's workers must be threads; None where they can be processes."""
-    main = sys.modules["__main__"]
-    path = getattr(main, "__file__", None)
-    if path is None:
-        return "num_workers are threads here: an interactive session cannot be imported by a worker process"
-    if getattr(main, "__spec__", None) is None and not _is_guarded(Path(path)):
-        return (
-            f'num_workers are threads here: {Path(path).name} has no `if __name__ == "__main__":`, so that a worker '
-            "process would start the run again"
-        )
-    return None
-
-
-def _is_guarded(script: Path) -> bool:
-    try:
-        tree = ast.parse(script.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return False
-    tests = [node.test for node in tree.body if isinstance(node, ast.If)]
-    return any(
-        isinstance(name, ast.Name) and name.id == "__name__" for test in tests for name in ast.walk(test)
-    )

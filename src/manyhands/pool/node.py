@@ -11,7 +11,7 @@ import os
 import random
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,16 +22,17 @@ from manyhands.clock import Clock, SystemClock
 from manyhands.errors import BadSample, ManyhandsError, RunFailed, Unreachable, UsageError
 from manyhands.fleet import messages as m
 from manyhands.fleet import tree
+from manyhands.fleet.dialling import DEFAULT_ADDRESS, Dialler, Dials, Streams
+from manyhands.fleet.signals import Signals
 from manyhands.fleet.uplink import Stream, Uplink
 from manyhands.observe.rates import format_duration
 from manyhands.observe.waiting import Waiting, tell
 from manyhands.pool.byhand import by_name, in_order
-from manyhands.pool.dialling import DEFAULT_ADDRESS, Dialler, Dials, Streams
 from manyhands.pool.engagement import Engagement, Offer
-from manyhands.pool.lane import LeafBroken, LeafReady, SumReady
+from manyhands.pool.lane import Batches, Keep
 from manyhands.pool.meter import LeaseMeter
 from manyhands.pool.program import memory_bytes
-from manyhands.fleet.signals import Signals
+from manyhands.pool.work import LeafBroken, LeafReady, Output, SumReady
 from manyhands.release import __version__
 from manyhands.settings import load
 from manyhands.training.device import pick_device
@@ -172,7 +173,9 @@ class TrainingNode:
             try:
                 self._compute(engagement, granted, loss_callback)
             except Unreachable:
-                raise
+                if engagement.over is None:
+                    raise
+                return self._ended(engagement.over)  # it ended while this node was computing
             except (
                 BadSample
             ) as error:  # the coordinator decides: quarantine, stop, or this copy is not the run's
@@ -188,11 +191,13 @@ class TrainingNode:
         self, engagement: Engagement, granted: m.Granted, loss_callback: LossCallback | None
     ) -> None:
         uplink, per_step = self._require_uplink(), engagement.welcome.micro_batches
-        outputs = engagement.lane.run(
+        outputs = self._outputs(
+            engagement,
             granted,
             lambda leaf: engagement.batch(granted.step, leaf),
             lambda: () if self._stopping.is_set() else engagement.trim_of(granted.lease),
         )
+        told: set[int] = set()
         for output in outputs:
             if isinstance(output, LeafReady):
                 uplink.send(m.Computed(granted.lease, granted.incarnation, output.done))
@@ -200,14 +205,21 @@ class TrainingNode:
             elif isinstance(output, SumReady):
                 sent_bytes = engagement.deliver(granted, output)
                 self._meter.delivered(output.partial.buffer.body.numel(), sent_bytes)
-                done = output.leaves[-1:]
+                done = [leaf for leaf in output.leaves if leaf.leaf not in told]
             else:
                 uplink.send(_not_finite(granted, output))
                 continue
             for leaf in done:
+                told.add(leaf.leaf)
                 self._meter.computed(leaf.seconds)
                 if loss_callback is not None and leaf.loss is not None:
                     loss_callback(leaf.loss, granted.step * per_step + leaf.leaf)
+
+    def _outputs(
+        self, engagement: Engagement, granted: m.Granted, batches: Batches, keep: Keep
+    ) -> Iterator[Output]:
+        """What comes of a lease; a node of several processes shares it among them."""
+        return engagement.lane.run(granted, batches, keep)
 
     def _hand_back(self, granted: m.Granted, error: BaseException) -> None:
         """Another node can have the lease at once; the error is this node's own."""

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from manyhands.errors import UsageError
 from manyhands.settings import checks
-from manyhands.training.stopping import early_stopping
 from manyhands.training.step import Precision, check_precision
+from manyhands.training.stopping import early_stopping
 
 Data = Literal["ship", "local"]
 Numerics = Literal["tolerant", "strict"]

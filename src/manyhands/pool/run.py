@@ -30,6 +30,7 @@ from manyhands.pool.tally import Report
 from manyhands.pool.validation import Validation, validate
 from manyhands.settings import load
 from manyhands.training.state import weights_sha256
+from manyhands.training.stopping import EarlyStopping
 from manyhands.wire.admission import Peer
 from manyhands.wire.gate import Gate
 from manyhands.wire.listener import Listener
@@ -129,7 +130,7 @@ class Run:
             if coordinator.members:
                 waiting.over()
             else:
-                seconds, trouble = waiting.seconds, coordinator.last_trouble
+                seconds, trouble = waiting.seconds, coordinator.inquiry.last_trouble
                 if limit is not None and seconds > limit and not coordinator.tally.nodes_seen:
                     coordinator.fail(Unreachable(f"no node joined within {limit:g} s (network.wait_timeout)"))
                     return
@@ -145,7 +146,8 @@ class Run:
         coordinator, plan = self.coordinator, self.job.plan
         if coordinator.step >= plan.num_steps and coordinator.tally.nodes_seen:
             # A run that was over before it was resumed: its nodes dial, and should hear that it is.
-            await coordinator.turn_away(m.Finished("the run is complete", ok=True), LAST_CALL_SECONDS)
+            ending = m.Finished("the run is complete", ok=True)
+            await coordinator.visits.turn_away(ending, LAST_CALL_SECONDS, coordinator.settled)
         while len(coordinator.members) < self.hold_for_nodes and not self.stopping:
             await asyncio.sleep(0.02)
         while coordinator.step < plan.num_steps and not (self.stopping or coordinator.tally.stopped_early):
@@ -189,7 +191,9 @@ class Run:
         if ends:
             self._close_epoch(epoch, result)
         early = self.hooks.early_stopping
-        if early is None or result is None or not early.update(result, self.job.state.model):
+        if early is None or result is None:
+            return False
+        if not early.update(result.loss, result.accuracy, self.job.state.model):
             return False
         early.restore(self.job.state.model)
         self.coordinator.tally.stopped_early = True
@@ -259,7 +263,7 @@ class Run:
                 self.state, ending = "failed", m.Finished(str(error)[:1900], ok=False)
             raise
         finally:
-            await self.coordinator.dismiss(ending)
+            await self.coordinator.visits.dismiss(ending)
             await self.listener.stop(0.5)
             self.job.feeder.close()
             self.job.master.moving.detach()

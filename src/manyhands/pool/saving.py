@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from manyhands.clock import Clock
 from manyhands.errors import UsageError
@@ -23,9 +22,11 @@ from manyhands.pool.job import Job
 from manyhands.pool.tally import Tally
 from manyhands.store import checkpoint
 from manyhands.store.journal import Journal
+from manyhands.store.manifest import plain
 from manyhands.store.runs import JOURNAL, new_run, run_folder
 from manyhands.training.optimizer import describe_optimizer
-from manyhands.training.state import CRITERION, named_sha256
+from manyhands.training.state import CRITERION, check_tensors, named_sha256
+from manyhands.training.stopping import EarlyStopping
 
 Resume = bool | Literal["auto"]
 ADDRESS = "address.json"
@@ -86,7 +87,7 @@ class Saver:
     def save(self, job: Job, committed: Committed) -> Path:
         """Write the state after some committed steps. Nothing may change the weights meanwhile."""
         step = committed.step
-        tensors, tied = _named_once(job)
+        tensors, tied = job.state.named_once()
         manifest = {
             "epoch": job.plan.epoch_of(step) if step < job.plan.num_steps else job.plan.epochs,
             "plan": _plan(job),
@@ -100,7 +101,7 @@ class Saver:
         state = {**job.master.optimizer_state(), "early_stopping": committed.early_stopping}
         return checkpoint.save(
             self.folder,
-            checkpoint.Snapshot(self.run, step, tensors, state, _plain(manifest), tied),
+            checkpoint.Snapshot(self.run, step, tensors, state, plain(manifest), tied),
             self.clock,
         )
 
@@ -113,7 +114,7 @@ class Saver:
         _check_same(job, found.manifest)
         loaded = checkpoint.load(found)
         tensors = job.state.tensors()
-        _check_tensors(tensors, loaded.tensors)
+        check_tensors(tensors, loaded.tensors)
         with torch.no_grad():
             for name, value in loaded.tensors.items():
                 tensors[name].copy_(value)
@@ -136,22 +137,6 @@ class Saver:
         (self.path / ADDRESS).write_text(json.dumps({"port": port}))
 
 
-def _named_once(job: Job) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Every tensor under its first name, and the further names of tied ones."""
-    tensors = {name: tensor.detach() for name, tensor in job.state.tensors().items()}
-    first = {id(tensor): name for name, tensor in job.state.tensors().items()}
-    tied = {
-        name: first[id(parameter)]
-        for name, parameter in _all_names(job.state.model)
-        if name not in tensors and id(parameter) in first
-    }
-    return tensors, tied
-
-
-def _all_names(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-
-
 def _plan(job: Job) -> dict[str, Any]:
     plan = job.plan
     names = (
@@ -170,21 +155,6 @@ def _plan(job: Job) -> dict[str, Any]:
     return {name: getattr(plan, name) for name in names} | options
 
 
-def _check_tensors(mine: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]) -> None:
-    """UsageError naming the first tensor in which the checkpoint is of another model."""
-    odd = sorted(set(mine) ^ set(saved))
-    if odd:
-        where = "the checkpoint" if odd[0] in saved else "the model"
-        raise UsageError(f"the checkpoint is of another model: {odd[0]} is only in {where}")
-    for name, tensor in mine.items():
-        here, there = (tuple(t.shape) for t in (tensor, saved[name]))
-        if here != there or tensor.dtype != saved[name].dtype:
-            raise UsageError(
-                f"the checkpoint is of another model: {name} is {tensor.dtype} {here} here and "
-                f"{saved[name].dtype} {there} there"
-            )
-
-
 def _check_same(job: Job, manifest: Mapping[str, Any]) -> None:
     """Only the run's length may differ from when it was saved."""
     mine, saved = _plan(job), manifest["plan"]
@@ -199,12 +169,3 @@ def _check_same(job: Job, manifest: Mapping[str, Any]) -> None:
     now = describe_optimizer(job.master.optimizer)["class"]
     if optimizer != now:
         raise UsageError(f"this run was saved with optimizer {optimizer} and is resumed with {now}")
-
-
-def _plain(value: Any) -> Any:
-    """JSON's own types: tuples as lists, anything odd as its repr."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from manyhands.clock import Clock, SystemClock
 from manyhands.errors import RunFailed, UsageError
+from manyhands.fleet.signals import Signals
 from manyhands.observe.metrics import open_log
 from manyhands.observe.progress import open_progress
 from manyhands.pool import owner
@@ -24,7 +25,6 @@ from manyhands.pool.job import Job, prepare
 from manyhands.pool.options import Data, Numerics, OnBadSample, OnNonFinite, PoolOptions
 from manyhands.pool.run import Hooks, Run
 from manyhands.pool.saving import Resume, Saver
-from manyhands.fleet.signals import Signals
 from manyhands.pool.tally import Report, Tally
 from manyhands.settings import checks, load
 from manyhands.settings.paths import ensure_state_dir
@@ -301,7 +301,7 @@ class CentralServer:
         for port in ports:
             listener = Listener(
                 gate,
-                on_stream=coordinator.serve,
+                on_stream=coordinator.visits.serve,
                 on_ask=ask,
                 host=self.ip,
                 port=port,

@@ -58,6 +58,14 @@ def target(operator: str, arguments: Mapping[str, Any], device_type: str) -> tor
     return torch.float32 if name in _PROMOTE and len(_floating(arguments)) > 1 else None
 
 
+def may_stand_for(dtype: torch.dtype, captured: torch.dtype, device_type: str) -> bool:
+    """Whether a tensor may come in where one of dtype `captured` was: under autocast any floating one for another, as
+    layers before it give narrower numbers then.
+    """
+    is_cast = dtype.is_floating_point and captured.is_floating_point
+    return dtype == captured or (is_cast and torch.is_autocast_enabled(device_type))
+
+
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """`value` with its floating tensors, itself or in a list, as `dtype`; float64 stays."""
     if isinstance(value, list):

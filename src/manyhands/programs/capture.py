@@ -42,7 +42,7 @@ class Captured:
 
 def capture(
     model: nn.Module,
-    loss_of: LossOf,
+    loss_of: LossOf | None,
     batches: Sequence[Any],
     *,
     output_of: OutputOf | None = None,
@@ -53,8 +53,9 @@ def capture(
     Give a batch of every size the run has: the number of samples may always vary, another dimension where it
     differs between `batches`. `output_of` picks what the eval graph returns from the model's output (default:
     all of it, but caches). `others` are modules beside the model that the loss uses; their tensors stand
-    under ``name.``. Under autocast, capture under the same autocast. Eager forwards are run, two a batch; the
-    model, its buffers, modes and torch's generators are as before afterwards.
+    under ``name.``. With None for `loss_of` the model is a layer: each batch is a tuple of its inputs, and both
+    graphs give its outputs and no loss. Under autocast, capture under the same autocast. Eager forwards are run,
+    two a batch; the model, its buffers, modes and torch's generators are as before afterwards.
 
     CaptureFailed names the line of the model that a program cannot hold, and the way out.
     """

@@ -86,7 +86,7 @@ class _Walk:
             fits = len(shape) == len(row.shape) and all(
                 wanted in (None, size) for wanted, size in zip(row.shape, shape, strict=False)
             )
-            if not fits or dtype != DTYPES[row.dtype]:
+            if not fits or not autocast.may_stand_for(dtype, DTYPES[row.dtype], self.device_type):
                 raise ProgramRefused(
                     f"batch tensor {number} is {dtype} {tuple(shape)}; the program takes {row.dtype} {row.shape}"
                 )

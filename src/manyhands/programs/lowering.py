@@ -88,7 +88,8 @@ def lower(trace: Trace, inputs: Mapping[str, Input]) -> Graph:
         lowering.values[by_name[name]] = Ref(numbers[source])
         if source.kind != "buffer":
             lowering.fixed[by_name[name]] = _KINDS[source.kind]
-    loss, *outputs = lowering.graph(module)
+    outputs = lowering.graph(module)
+    loss = outputs.pop(0) if trace.has_loss else None
     return Graph(tuple(numbers), tuple(lowering.nodes), loss, tuple(outputs), trace.structure)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from manyhands.errors import ProgramRefused, UsageError
-from manyhands.programs import constants
+from manyhands.programs import autocast, constants
 from manyhands.programs.format import Graph, Program, TensorRow
 from manyhands.programs.interpreter import Interpreter, Ran
 from manyhands.programs.plan import Limits
@@ -74,7 +74,9 @@ class ProgramModule(nn.Module):
             self.train(was_training)
 
     def _run(self, batch: Any) -> Ran:
-        leaves = self._leaves(batch)
+        return self._run_over(self._leaves(batch))
+
+    def _run_over(self, leaves: Sequence[Tensor]) -> Ran:
         buffers = _tensors(self._states)
         ran = self._interpreter(leaves[0].device).run(_tensors(self._weights), buffers, leaves)
         if ran.mutations:
@@ -105,13 +107,17 @@ class ProgramModule(nn.Module):
                 "the batch has another form than the ones the program was captured from: the same keys, plain "
                 "values and numbers of tensors are needed"
             )
+        self._check(leaves)
+        return leaves
+
+    def _check(self, leaves: Sequence[Tensor]) -> None:
         for at, (leaf, row) in enumerate(zip(leaves, self._program.batch.leaves, strict=True)):
-            if leaf.dtype is not DTYPES[row.dtype] or not _fits(leaf.shape, row.shape):
+            is_of_kind = autocast.may_stand_for(leaf.dtype, DTYPES[row.dtype], leaf.device.type)
+            if not is_of_kind or not _fits(leaf.shape, row.shape):
                 raise UsageError(
                     f"tensor {at} of the batch is {leaf.dtype} {tuple(leaf.shape)}, and the program takes {row.dtype} "
                     f"{tuple('any' if size is None else size for size in row.shape)}"
                 )
-        return leaves
 
     def _loss(self, ran: Ran) -> Tensor:
         if ran.loss is None:

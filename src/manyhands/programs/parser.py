@@ -43,8 +43,11 @@ _DECODER: Final = msgspec.msgpack.Decoder(Program)
 _TENSOR: Final[Made] = (Result.TENSOR, 1)
 
 
-def parse(data: bytes) -> Program:
-    """The program that `data` is; ProgramRefused with the node and the reason where it is none."""
+def parse(data: bytes, *, has_loss: bool = True) -> Program:
+    """The program that `data` is; ProgramRefused with the node and the reason where it is none.
+
+    With `has_loss` a train graph must end in a loss; without, no graph may: it is a layer.
+    """
     program = _decode(data)
     _check_tensors(program)
     _check_structure(program.batch.structure, _leaves(program), "the batch")
@@ -52,7 +55,7 @@ def parse(data: bytes) -> Program:
         raise ProgramRefused("a program has neither a train nor an eval graph")
     for name, graph in (("train", program.graphs.train), ("eval", program.graphs.eval)):
         if graph is not None:
-            _check_graph(program, graph, name)
+            _check_graph(program, graph, name, has_loss)
     return program
 
 
@@ -130,7 +133,7 @@ def _check_structure(structure: Structure, leaves: Sequence[tuple[torch.dtype, i
 # ---- graphs -----------------------------------------------------------------------------------------
 
 
-def _check_graph(program: Program, graph: Graph, name: str) -> None:
+def _check_graph(program: Program, graph: Graph, name: str, has_loss: bool) -> None:
     values = _check_inputs(program, graph.inputs, name)
     for number, node in enumerate(graph.nodes):
         try:
@@ -138,7 +141,7 @@ def _check_graph(program: Program, graph: Graph, name: str) -> None:
         except ProgramRefused as refusal:
             text = f"node {number} ({node.operator[:60]!r}) of {name}: {refusal}"
             raise ProgramRefused(text, node=number) from None
-    _check_results(program, graph, values, name)
+    _check_results(program, graph, values, name, has_loss)
 
 
 def _check_inputs(program: Program, inputs: Sequence[Input], name: str) -> list[Made]:
@@ -158,12 +161,12 @@ def _check_inputs(program: Program, inputs: Sequence[Input], name: str) -> list[
     return [_TENSOR] * len(inputs)
 
 
-def _check_results(program: Program, graph: Graph, values: Sequence[Made], name: str) -> None:
+def _check_results(program: Program, graph: Graph, values: Sequence[Made], name: str, has_loss: bool) -> None:
     refs = [*graph.outputs, *(mutation.value for mutation in graph.mutations)]
     if graph.loss is not None:
         refs.append(graph.loss)
-    elif name == "train":
-        raise ProgramRefused("the train graph has no loss")
+    if (graph.loss is None) == has_loss and (name == "train" or not has_loss):
+        raise ProgramRefused(f"the {name} graph has {'no' if has_loss else 'a'} loss")
     for ref in refs:
         arguments.check_reference(ref, values, Kind.TENSOR)
     buffers = [mutation.buffer for mutation in graph.mutations]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from manyhands.errors import CaptureFailed, ProgramRefused
 from manyhands.programs.capture import Captured
 from manyhands.programs.format import MAX_NODES, encode
+from manyhands.programs.layers import ProgramLayer
 from manyhands.programs.module import ProgramModule
 from manyhands.programs.parser import parse
 from manyhands.programs.plan import Limits
@@ -66,6 +67,52 @@ def prove(
                 _compare(eager, interpreted, "train" if training else "eval", leaves)
     except ProgramRefused as refusal:
         raise CaptureFailed(f"no node would run the model as a program: {refusal}; {WAY_OUT}") from refusal
+
+
+def prove_layer(captured: Captured, layer: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> None:
+    """:func:`prove` for a layer, captured without a loss: its outputs, and every gradient that they give.
+
+    A batch is the tuple of the layer's inputs. CaptureFailed names the first tensor whose bits differ.
+    """
+    trainable = {
+        row.name: captured.tensors[row.name] for row in captured.program.parameters if row.requires_grad
+    }
+    states = {row.name: captured.tensors[row.name] for row in captured.program.buffers}
+    try:
+        program = ProgramLayer(parse(encode(captured.program), has_loss=False), captured.tensors, limits=OWN)
+        for seed, batch in enumerate(batches):
+            for training in (True, False):
+                eager, interpreted = (
+                    _layer_values(module, batch, training, seed, trainable, states)
+                    for module in (layer, program)
+                )
+                _compare(eager, interpreted, "train" if training else "eval", batch)
+    except ProgramRefused as refusal:
+        raise CaptureFailed(f"no node would run the layer as a program: {refusal}; {WAY_OUT}") from refusal
+
+
+def _layer_values(
+    module: nn.Module,
+    batch: Sequence[Tensor],
+    training: bool,
+    seed: int,
+    trainable: Mapping[str, Tensor],
+    states: Mapping[str, Tensor],
+) -> Values:
+    leaves = [leaf.clone().requires_grad_(training and leaf.is_floating_point()) for leaf in batch]
+    with undisturbed(module), mode(training, module):
+        torch.manual_seed(seed)
+        outputs = module(*leaves)
+        values: Values = {f"output {at}": output.detach() for at, output in enumerate(outputs)}
+        made = [output for output in outputs if output.requires_grad]
+        if made:
+            weights = {f"input {at}": leaf for at, leaf in enumerate(leaves) if leaf.requires_grad}
+            weights.update(trainable)
+            # Not ones: a wrong sign or order of elements must show.
+            wanted = [torch.linspace(-1, 1, one.numel(), dtype=one.dtype).view(one.shape) for one in made]
+            gradients = torch.autograd.grad(made, list(weights.values()), wanted, allow_unused=True)
+            values |= {f"the gradient of {name}": got for name, got in zip(weights, gradients, strict=True)}
+        return values | {f"buffer {name}": state.detach().clone() for name, state in states.items()}
 
 
 def _ran(program: ProgramModule, batch: Any) -> tuple[Tensor, list[Tensor]]:

@@ -38,10 +38,12 @@ _NOISY: Final = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch
 
 @dataclass(frozen=True)
 class Trace:
-    """A traced mode: the exported graph, whose outputs are the loss, then the output tree's tensors."""
+    """A traced mode: the exported graph, whose outputs are the loss, if it has one, then the output tree's tensors."""
 
     exported: ExportedProgram
     structure: Structure
+
+    has_loss: bool
 
     @property
     def originals(self) -> Mapping[str, str]:
@@ -61,14 +63,15 @@ class Root(nn.Module):
     """The model and what its loss needs as one module over the tensors of a batch.
 
     ``forward(*leaves)`` gives ``(loss, *outputs)``; outputs are those of the model's last call, without the
-    entries of a dict that are no trees of tensors (a cache).
+    entries of a dict that are no trees of tensors (a cache). Without `loss_of` the model is a layer: it is
+    called with the batch's items, and gives its outputs in both modes.
     """
 
     def __init__(
         self,
         model: nn.Module,
         others: Mapping[str, nn.Module],
-        loss_of: LossOf,
+        loss_of: LossOf | None,
         output_of: OutputOf | None,
         structure: Structure,
     ) -> None:
@@ -76,12 +79,16 @@ class Root(nn.Module):
         self.model = model
         self.others = nn.ModuleDict(others)
         self._loss_of = loss_of
+        self.has_loss = loss_of is not None
         self._output_of = output_of
         self._batch = structure
         self.structure = Structure((None,))
 
     def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         """The loss, a scalar; in eval mode the output tree's tensors after it, and `structure` is their tree."""
+        if self._loss_of is None:
+            self.structure, tensors = flatten(self.model(*rebuild(self._batch, leaves)), "output")
+            return tuple(tensors)
         outputs: list[Any] = []
         hook = self.model.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
         try:
@@ -116,7 +123,7 @@ def trace(root: Root, leaves: Sequence[Tensor], dynamic: Sequence[frozenset[int]
         raise
     except Exception as error:
         raise CaptureFailed(_reason(error)) from error
-    return Trace(exported, root.structure)
+    return Trace(exported, root.structure, root.has_loss)
 
 
 def _shown(output: Any, output_of: OutputOf | None) -> tuple[Structure, list[Tensor]]:

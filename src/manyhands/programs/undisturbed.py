@@ -73,7 +73,7 @@ def _restore(part: nn.Module, attributes: dict[str, Any]) -> None:
 def _write(buffers: list[tuple[Tensor, Tensor]]) -> None:
     with torch.no_grad():
         for buffer, value in buffers:
-            if not torch.equal(buffer, value):
+            if not buffer.is_meta and not torch.equal(buffer, value):
                 buffer.copy_(value)
 
 

@@ -15,14 +15,14 @@ from functools import reduce
 
 from manyhands.clock import Clock
 from manyhands.fleet import messages as m
+from manyhands.fleet.dialling import Dialler
+from manyhands.fleet.signals import Signals
 from manyhands.observe.text import clean_line, clean_name
-from manyhands.pool.dialling import Dialler
 from manyhands.pool.lending import lanes
 from manyhands.pool.lending.given import Given
 from manyhands.pool.lending.lane import Heard, Lane
 from manyhands.pool.lending.lanes import Lending
 from manyhands.pool.lending.words import Order, Ready
-from manyhands.fleet.signals import Signals
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,8 @@ class Agent:
     def _start_lane(self, device: str | None) -> None:
         name, cpus = self._lending.lane_name(len(self._lanes)), _cpus()
         lent = cpus[-self._lending.cpus :] if self._lending.cpus is not None else []
-        order = Order((0, 0, 0), name, device, tuple(lent), _free_memory_bytes(), self._lending.verbose)
+        verbose, num_ranks = self._lending.verbose, self._lending.num_ranks
+        order = Order((0, 0, 0), name, device, tuple(lent), _free_memory_bytes(), verbose, num_ranks)
         heard = Heard(self._heard_ready, self._heard_welcome, self._changed.set)
         lane = Lane(order, self._dialler(), self._patience_seconds, heard, self._clock)
         self._lanes.append(lane)

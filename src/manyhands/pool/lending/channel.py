@@ -17,7 +17,6 @@ import mmap
 import os
 import socket
 import struct
-import tempfile
 import threading
 from collections.abc import Sequence
 from typing import Final
@@ -25,6 +24,7 @@ from typing import Final
 from manyhands.errors import ProtocolError, UsageError
 from manyhands.pool.lending.ring import Ring
 from manyhands.pool.lending.words import Kind
+from manyhands.settings.sharing import shared_descriptor
 from manyhands.wire.envelope import MAX_MESSAGE_BYTES
 
 INLINE_BYTES: Final = 1 << 16
@@ -168,7 +168,7 @@ def open_pair(hears: frozenset[Kind]) -> tuple[Channel, tuple[int, int, int]]:
 
     The descriptors are the caller's to close once the child has them.
     """
-    memory = _memory()
+    memory = shared_descriptor(2 * RING_BYTES)
     mine, theirs = socket.socketpair()
     heard, told = socket.socketpair()
     channel = Channel(mine, heard, mmap.mmap(memory, 2 * RING_BYTES), hears, down=True)
@@ -181,14 +181,3 @@ def adopt(descriptors: Sequence[int], hears: frozenset[Kind]) -> Channel:
     shared = mmap.mmap(memory, 2 * RING_BYTES)
     os.close(memory)
     return Channel(socket.socket(fileno=sends), socket.socket(fileno=receives), shared, hears, down=False)
-
-
-def _memory() -> int:
-    """A descriptor of memory that has no name anywhere; its pages are taken when they are first used."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("manyhands", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, 2 * RING_BYTES)
-    return descriptor

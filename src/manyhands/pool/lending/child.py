@@ -19,7 +19,7 @@ from manyhands.pool.lending.words import FROM_AGENT, Kind, Order, pack
 def main() -> int:
     """Compute until the agent hangs up or the run ends; the process's exit code."""
     order = msgspec.json.decode(sys.argv[1], type=Order)
-    limits.settle(order.cpus)
+    limits.settle(order.cpus, order.num_ranks)
     limits.die_with(order.descriptors[0])
     channel = adopt(order.descriptors, FROM_AGENT)
     warnings.simplefilter("ignore")

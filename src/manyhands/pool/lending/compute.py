@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
 
 import torch
 
 from manyhands.clock import Clock, SystemClock
 from manyhands.errors import ManyhandsError, Unreachable
 from manyhands.fleet import messages as m
+from manyhands.fleet.dialling import Streams
 from manyhands.fleet.uplink import Stream
 from manyhands.observe.waiting import Waiting
-from manyhands.pool.dialling import Streams
 from manyhands.pool.engagement import Engagement
+from manyhands.pool.lane import Batches, Keep
 from manyhands.pool.lending import limits, words
 from manyhands.pool.lending.channel import Channel, HungUp
+from manyhands.pool.lending.group.group import Group
 from manyhands.pool.lending.words import Ending, Kind, Note, Order, Pulse, Ready, ending_of, pack
 from manyhands.pool.node import LossCallback, TrainingNode
+from manyhands.pool.work import Output
 from manyhands.training.batch import size_of
 from manyhands.training.device import pick_device
 from manyhands.training.seeds import seed_generators
@@ -39,11 +43,14 @@ def compute(channel: Channel, order: Order) -> Ending:
         seed_generators(0)  # numpy loads its generators when they are first used: before any program is here
         capability = torch.backends.cpu.get_cpu_capability()
         channel.send(Kind.READY, pack(Ready(str(device), torch.cuda.device_count(), capability)))
-        node = LentNode(channel, order.name, device)
+        group = Group(order, device)
+        node = LentNode(channel, order.name, device, group)
         threading.Thread(target=node.pulse, name="manyhands-pulse", daemon=True).start()
         try:
+            group.start()
             node.train(node.count)
         finally:
+            group.close()
             channel.send(Kind.PULSE, pack(node.figures()))
     except HungUp:
         raise
@@ -62,12 +69,15 @@ def _is_memory(error: Exception) -> bool:
 
 
 class LentNode(TrainingNode):
-    """A node without code, whose coordinator is behind an agent."""
+    """A node without code, whose coordinator is behind an agent; `group` are the ranks that compute with it."""
 
-    def __init__(self, channel: Channel, name: str, device: torch.device, clock: Clock | None = None) -> None:
+    def __init__(
+        self, channel: Channel, name: str, device: torch.device, group: Group, clock: Clock | None = None
+    ) -> None:
         super().__init__(None, device=device, name=name)
         self._dialler = AgentDialler(channel)
         self._channel = channel
+        self._group = group
         self._time = clock or SystemClock()
         self._leaves = self._samples = 0
         self._seconds = self._slowest_seconds = 0.0
@@ -101,6 +111,7 @@ class LentNode(TrainingNode):
     def _connect(self, *, manual: bool) -> None:
         try:
             super()._connect(manual=manual)
+            self._group.engage(self._require_engagement())
         finally:
             self._busy_since = None
 
@@ -116,6 +127,13 @@ class LentNode(TrainingNode):
             super()._compute(engagement, granted, loss_callback)
         finally:
             self._busy_since = None
+
+    def _outputs(
+        self, engagement: Engagement, granted: m.Granted, batches: Batches, keep: Keep
+    ) -> Iterator[Output]:
+        if self._group.is_alone:
+            return super()._outputs(engagement, granted, batches, keep)
+        return self._group.run(granted, batches, keep)
 
     def _wait_or_give_up(
         self, error: Unreachable, waiting: Waiting, seconds: float, *, has_joined: bool

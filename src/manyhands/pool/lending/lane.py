@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from manyhands.clock import Clock
 from manyhands.errors import ManyhandsError, ProtocolError, Refused, Unreachable
 from manyhands.fleet import messages as m
+from manyhands.fleet.dialling import Dialler
 from manyhands.observe.rates import format_duration
 from manyhands.observe.text import clean_line
 from manyhands.observe.waiting import Waiting
-from manyhands.pool.dialling import Dialler
 from manyhands.pool.lending import words
 from manyhands.pool.lending.channel import HungUp
 from manyhands.pool.lending.deaths import Deaths
@@ -268,7 +268,9 @@ class Lane:
         wanted = pins(welcome.instructions, self._capability)
         if wanted != self._pins and self._child is not None:
             level = welcome.instructions.get("ATEN_CPU_CAPABILITY", "other")
-            logger.warning("computing with the run's instructions (%s), for the same bits: starting again", level)
+            logger.warning(
+                "computing with the run's instructions (%s), for the same bits: starting again", level
+            )
             self._pins, self._is_held = wanted, True
             self._child.kill("it starts again with the run's instructions")
 

@@ -11,22 +11,35 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Lending:
-    """What an owner lends: a name, a device (``"all"`` of a kind, None: the best one), some processors or all."""
+    """What an owner lends: a name, a device (``"all"`` of a kind, None: the best one), some processors or all.
+
+    ``num_ranks`` processes make one node; its one lane is a group's first rank.
+    """
 
     name: str
     device: str | None = None
     cpus: int | None = None
     verbose: bool = False
+    num_ranks: int = 1
 
     def check(self, num_cpus: int) -> None:
-        """UsageError where this machine, which has `num_cpus`, has not so many."""
+        """UsageError where this machine, which has `num_cpus`, has not so many, or where wishes contradict."""
         if self.cpus is not None and not 1 <= self.cpus <= num_cpus:
             raise UsageError(f"--cpus {self.cpus}: this process may use {num_cpus}")
+        if self.num_ranks > 1 and self.device == ALL:
+            raise UsageError(
+                "--device all makes each GPU a node, --nproc N makes N processes one node, each with a GPU of its "
+                "own where there are any: give one of them"
+            )
+        if self.cpus is not None and self.num_ranks > self.cpus:
+            raise UsageError(
+                f"--nproc {self.num_ranks} with --cpus {self.cpus}: each process needs a processor of its own"
+            )
 
     @property
     def may_be_several(self) -> bool:
         """Whether there may be more than one lane: then each name has a number."""
-        return self.device == ALL or self.cpus is not None
+        return self.num_ranks == 1 and (self.device == ALL or self.cpus is not None)
 
     def lane_name(self, number: int) -> str:
         """The name of lane `number`, counted from 0."""
@@ -41,6 +54,6 @@ def devices(lending: Lending, first: str, num_cuda: int, threads: int) -> list[s
     """
     if first.startswith("cuda"):
         return [f"cuda:{number}" for number in range(num_cuda)] if lending.device == ALL else [first]
-    if first == "cpu" and lending.cpus is not None:
+    if first == "cpu" and lending.cpus is not None and lending.num_ranks == 1:
         return [first] * max(1, lending.cpus // max(1, threads))
     return [first]

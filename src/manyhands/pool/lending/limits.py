@@ -20,14 +20,16 @@ from collections.abc import Sequence
 
 NICENESS = 10
 MOST_FILES = 64
+RANK_FILES = 8
+"""More for each process that a child starts: two sockets, a memory and a pipe, and some while it starts."""
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
 
-def settle(cpus: Sequence[int]) -> None:
+def settle(cpus: Sequence[int], num_ranks: int = 1) -> None:
     """Low priority, no core dump, few files, no new privileges, and the processors named."""
     be_nice()
     _lower(resource.RLIMIT_CORE, 0)
-    _lower(resource.RLIMIT_NOFILE, MOST_FILES)
+    _lower(resource.RLIMIT_NOFILE, MOST_FILES + RANK_FILES * (num_ranks - 1))
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -36,17 +36,23 @@ _MEANINGS = {
 
 
 class ComputeProcess:
-    """One child; `start` it on a thread that lasts, since Linux ends it with the thread that it came from."""
+    """One child; `start` it on a thread that lasts, since Linux ends it with the thread that it came from.
 
-    def __init__(self, order: Order, environment: Mapping[str, str] | None = None) -> None:
+    Its folder lies in `parent` (None: where the system has such).
+    """
+
+    def __init__(
+        self, order: Order, environment: Mapping[str, str] | None = None, parent: Path | None = None
+    ) -> None:
         self._order = order
+        self._parent = parent
         self._environment = dict(environment or {})
         self._reason: str | None = None
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
 
     def start(self) -> None:
         """Spawn it; it loads torch meanwhile."""
-        self._folder = tempfile.TemporaryDirectory(prefix="manyhands-lent-")
+        self._folder = tempfile.TemporaryDirectory(prefix="manyhands-lent-", dir=self._parent)
         self.channel, descriptors = open_pair(FROM_CHILD)
         order = msgspec.structs.replace(self._order, descriptors=descriptors)
         try:

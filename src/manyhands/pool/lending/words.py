@@ -64,7 +64,8 @@ class Order(_Word, frozen=True):
     """What a child is started with, as its only argument: nothing of it is secret.
 
     ``descriptors`` are those of its channel; ``cpus`` the processors that it may use (none named: all of them);
-    ``memory_bytes`` what it may allocate on a processor.
+    ``memory_bytes`` what it may allocate on a processor; ``num_ranks`` of how many processes the node consists,
+    of which this child is the first.
     """
 
     descriptors: tuple[int, int, int]
@@ -73,6 +74,7 @@ class Order(_Word, frozen=True):
     cpus: tuple[int, ...]
     memory_bytes: int
     verbose: bool
+    num_ranks: int = 1
 
 
 class Ready(_Word, frozen=True):

@@ -1,0 +1,244 @@
+"""Where the machines of a launch meet: a store on node 0, and a roll call in it.
+
+::
+
+    node 0    1 listens on a port        (asked for, else 29500, else any; loopback if it is alone)
+    node r    2 connects, with patience  (preflight: whether the address answers, and why not)
+    node 0    3 writes the plan          a machine with another number of machines is refused
+    all       4 write their own name     a node rank that is taken is refused, naming who has it
+    all       5 wait for the others      saying every half minute who is missing, and what to run there
+    any       6 writes the failure that ends it, for those who only see that a peer is gone
+
+torch's ranks use the same store, on the same port. Nothing but names and numbers is in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import DistError
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+
+from manyhands.clock import Clock
+from manyhands.errors import Mismatch, Unreachable
+from manyhands.observe.waiting import Waiting
+
+_RETRY_SECONDS = 0.2
+_ASK_SECONDS = 0.5
+_ROOM, _AGENTS = "manyhands", "manyhands-agents"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One machine in the meeting."""
+
+    node_rank: int
+    num_nodes: int
+    host: str
+    pid: int
+    token: str = ""
+
+
+class Meeting(RendezvousHandler):
+    """The store, seen from one machine; for torch's agent it is the rendezvous: the ranks are known beforehand."""
+
+    def __init__(self, store: TCPStore, address: str, place: Place, clock: Clock) -> None:
+        self._store = store
+        self._room = PrefixStore(_ROOM, store)
+        self._place = place
+        self._clock = clock
+        self._failure: dict[str, Any] | None = None
+        self._ask_at: dict[str, float] = {}
+        self._round = -1
+        self.address = address
+        self.port: int = store.port
+
+    @property
+    def store(self) -> Store:
+        """The store itself."""
+        return self._store
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this machine is the only one."""
+        return self._place.num_nodes == 1
+
+    # ---- the roll call ----
+
+    def enter(self) -> None:
+        """Steps 3 and 4. `Mismatch` where the machines do not agree, naming the other one."""
+        mine = json.dumps(asdict(self._place))
+        plan = json.loads(
+            self._room.compare_set("plan", "", mine) if self._place.node_rank == 0 else self._plan()
+        )
+        if plan["token"] != self._place.token:
+            raise Mismatch(
+                f"another launch listens at {self.address} port {self.port} (started on {plan['host']}): choose "
+                "another --master-port"
+            )
+        if plan["num_nodes"] != self._place.num_nodes:
+            raise Mismatch(
+                f"this machine was started with --nnodes {self._place.num_nodes}, {plan['host']} (node "
+                f"{plan['node_rank']}) with --nnodes {plan['num_nodes']}: give all machines the same number"
+            )
+        holder = self._room.compare_set(f"node/{self._place.node_rank}", "", mine).decode()
+        if holder != mine:
+            other = json.loads(holder)
+            raise Mismatch(
+                f"node rank {self._place.node_rank} is taken by {other['host']} (process {other['pid']}): "
+                f"give each machine a --node-rank of its own, 0 to {self._place.num_nodes - 1}"
+            )
+
+    def _plan(self) -> bytes:
+        """What node 0 writes right after it has begun to listen."""
+        try:
+            self._room.wait(["plan"])
+            plan: bytes = self._room.get("plan")
+        except DistError as error:
+            raise Unreachable(f"node 0 at {self.address} port {self.port} went away") from error
+        return plan
+
+    def wait_for_all(self, hint: Callable[[int], str], limit_seconds: float | None = None) -> None:
+        """Step 5; `hint` says what to run on a missing machine. `Unreachable` after the limit."""
+        waiting = Waiting(self._clock)
+        while missing := self._missing():
+            waiting.say(
+                f"waiting for node {missing[0]} of {self._place.num_nodes}; run there: {hint(missing[0])}"
+            )
+            if limit_seconds is not None and waiting.seconds > limit_seconds:
+                raise Unreachable(
+                    f"node {missing[0]} did not come within {limit_seconds:g} s (network.wait_timeout)"
+                )
+            self._clock.sleep(_RETRY_SECONDS / 4)
+
+    def _missing(self) -> list[int]:
+        try:
+            return [rank for rank in range(self._place.num_nodes) if not self._room.check([f"node/{rank}"])]
+        except DistError as error:
+            raise Unreachable(f"node 0 at {self.address} is gone before all machines were there") from error
+
+    # ---- how it ended ----
+
+    def tell_failure(self, failure: dict[str, Any]) -> None:
+        """Step 6; the first one stays. Where node 0 is gone already, nobody can be told."""
+        with contextlib.suppress(DistError):
+            self._room.compare_set("failure", "", json.dumps(failure))
+
+    def failure(self) -> dict[str, Any] | None:
+        """What another machine wrote in step 6; None for nothing, or where node 0 is gone.
+
+        Asks the store at most twice a second.
+        """
+        if self._asks_again("failure"):
+            with contextlib.suppress(DistError):
+                if self._room.check(["failure"]):
+                    self._failure = json.loads(self._room.get("failure"))
+        return self._failure
+
+    def _asks_again(self, what: str) -> bool:
+        """Whether it is time for that question."""
+        now = self._clock.monotonic()
+        if now < self._ask_at.get(what, now):
+            return False
+        self._ask_at[what] = now + _ASK_SECONDS
+        return True
+
+    def wait_failure(self, limit_seconds: float) -> dict[str, Any] | None:
+        """The same, for a machine that knows only that a peer is gone; None after the limit."""
+        deadline = self._clock.monotonic() + limit_seconds
+        while self.failure() is None and self._clock.monotonic() < deadline:
+            self._clock.sleep(_RETRY_SECONDS)
+        return self._failure
+
+    def wait_ended(self) -> None:
+        """All ranks of this machine ended well: return when all machines are so far, or when one has failed."""
+        with contextlib.suppress(DistError):
+            self._room.set(f"ended/{self._place.node_rank}", "")
+            names = [f"ended/{rank}" for rank in range(self._place.num_nodes)]
+            while not self._room.check(names) and self.failure() is None:
+                self._clock.sleep(_RETRY_SECONDS / 4)
+
+    def leave(self, limit_seconds: float) -> None:
+        """Say that all was heard. Node 0, which holds the store, waits for the others, but no longer than this."""
+        deadline = self._clock.monotonic() + limit_seconds
+        names = [f"left/{rank}" for rank in range(self._place.num_nodes)]
+        with contextlib.suppress(DistError):
+            self._room.set(f"left/{self._place.node_rank}", "")
+            while (
+                self._place.node_rank == 0
+                and not self._room.check(names)
+                and self._clock.monotonic() < deadline
+            ):
+                self._clock.sleep(_RETRY_SECONDS / 4)
+
+    # ---- what torch's agent asks ----
+
+    def get_backend(self) -> str:
+        """A name for torch's events."""
+        return "manyhands"
+
+    @property
+    def use_agent_store(self) -> bool:
+        """The ranks use this store too."""
+        return True
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """The same ranks each time. At a restart all machines meet here, and node 0 sweeps the store:
+
+        ranks would find the addresses of those that are gone.
+        """
+        self._round += 1
+        if self._round:
+            self._room.set("round", str(self._round))
+            self._room.set(f"round/{self._round}/{self._place.node_rank}", "")
+            if self._place.node_rank == 0:
+                self._room.wait([f"round/{self._round}/{rank}" for rank in range(self._place.num_nodes)])
+                self._sweep()
+                self._room.set(f"swept/{self._round}", "")
+            self._room.wait([f"swept/{self._round}"])
+        return RendezvousInfo(
+            PrefixStore(_AGENTS, self._store),
+            self._place.node_rank,
+            self._place.num_nodes,
+            RendezvousStoreInfo(self.address, self.port),
+        )
+
+    def _sweep(self) -> None:
+        for key in self._store.list_keys():
+            if not key.startswith((f"{_ROOM}/", f"{_AGENTS}/")):
+                self._store.delete_key(key)
+
+    def is_closed(self) -> bool:
+        """Never: nobody may come later."""
+        return False
+
+    def set_closed(self) -> None:
+        """Nothing to close."""
+
+    def num_nodes_waiting(self) -> int:
+        """1 where another machine restarts its ranks and waits for ours."""
+        if self.is_alone or not self._asks_again("round"):
+            return 0
+        with contextlib.suppress(DistError):
+            if self._room.check(["round"]):
+                return int(int(self._room.get("round")) > self._round)
+        return 0
+
+    def get_run_id(self) -> str:
+        """A name for folders of logs."""
+        return _ROOM
+
+    def shutdown(self) -> bool:
+        """The store ends with this process."""
+        return True
+
+
+def place_here(node_rank: int, num_nodes: int, host: str, token: str = "") -> Place:
+    """The place of this process."""
+    return Place(node_rank, num_nodes, host, os.getpid(), token)

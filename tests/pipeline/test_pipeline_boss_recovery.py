@@ -1,0 +1,143 @@
+"""Workers that die at any moment: the run goes on, and its bits are those of a run where nobody died."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+import torch
+from boss_models import batch, open_crew, residual
+from torch import nn
+
+from manyhands import BossMan, RunFailed
+from manyhands.clock import SystemClock
+from manyhands.pipeline.crew import Crew
+from manyhands.pipeline.localworkers import LocalWorkers
+
+LOSS = nn.MSELoss()
+Result = tuple[list[float], dict[str, torch.Tensor]]
+"""The loss of each step, and the weights at the end."""
+STEPS = 9
+KILLED_AT = 5
+PATIENCE_SECONDS = 10.0
+"""The longest that a step with a loss in it may take."""
+
+
+async def train(crew: Crew, *, victim: int | None = None, moment: str = "") -> Result:
+    """Nine steps on three workers of `crew`, those beyond are spares; `victim` is killed around the sixth."""
+    torch.manual_seed(0)
+    clock = SystemClock()
+    boss = BossMan(crew, residual(), snapshot_every=4, cuts=[3, 7])
+    await boss.distribute_model()
+    await boss.send_optimizer(torch.optim.Adam, {"lr": 1e-2})
+    losses = []
+    for step in range(STEPS):
+        kills = victim if step == KILLED_AT else None
+        x, y = batch(step)
+        since = clock.monotonic()
+        if moment == "forward":
+            kill(crew, kills)
+        prediction = await boss.forward(x, {})
+        loss = LOSS(prediction, y)
+        loss.backward()
+        if moment == "backward":
+            kill(crew, kills)
+        await boss.backward(prediction.grad)
+        if moment == "step":
+            kill(crew, kills)
+        await boss.optim_step()
+        losses.append(loss.item())
+        if kills is not None:
+            assert clock.monotonic() - since < PATIENCE_SECONDS
+            assert not crew.members[kills].is_alive
+    return losses, await boss.state_dict()
+
+
+def disturbed(victim: int, moment: str, spares: int = 0) -> Result:
+    """The same on workers of its own, one of which dies."""
+
+    async def main() -> Result:
+        crew = await open_crew(3)
+        try:
+            if spares:
+                await asyncio.to_thread(join_more, crew, spares)
+            return await train(crew, victim=victim, moment=moment)
+        finally:
+            await asyncio.to_thread(crew.close)
+
+    return asyncio.run(main())
+
+
+def join_more(crew: Crew, number: int) -> None:
+    spares = LocalWorkers()
+    crew.at_close(spares.close)
+    spares.start(crew.invite, [None] * number)
+    crew.wait(len(crew) + number, 60)
+
+
+def kill(crew: Crew, victim: int | None) -> None:
+    """SIGKILL member `victim`: the process whose number is in its hello."""
+    if victim is not None:
+        os.kill(crew.members[victim].hello.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(crew) -> Result:
+    return asyncio.run(train(crew))
+
+
+def assert_same(one: Result, other: Result) -> None:
+    assert one[0] == other[0]
+    assert one[1].keys() == other[1].keys()
+    assert all(torch.equal(one[1][name], other[1][name]) for name in one[1])
+
+
+def test_the_layers_of_a_killed_worker_go_to_the_others(undisturbed):
+    assert_same(disturbed(1, "backward"), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["forward", "backward", "step"])
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_any_worker_may_die_at_any_operation(undisturbed, victim, moment):
+    assert_same(disturbed(victim, moment), undisturbed)
+
+
+@pytest.mark.slow
+def test_a_spare_takes_over(undisturbed):
+    assert_same(disturbed(0, "step", spares=1), undisturbed)
+
+
+def test_without_any_worker_the_error_says_how_to_go_on(monkeypatch, tmp_path):
+    monkeypatch.setattr("manyhands.pipeline.driver.REPLACEMENT_SECONDS", 0.5)
+
+    async def main():
+        crew = await open_crew(1)
+        try:
+            boss = BossMan(crew, residual(), checkpoint_dir=tmp_path, snapshot_every=1)
+            await boss.distribute_model()
+            await boss.send_optimizer(torch.optim.SGD, {"lr": 0.1})
+            await boss.train_batch(*batch(0), LOSS, micro_batches=1)
+            kill(crew, 0)
+            with pytest.raises(RunFailed, match=r"resume"):
+                await boss.train_batch(*batch(1), LOSS, micro_batches=1)
+        finally:
+            await asyncio.to_thread(crew.close)
+        return await resumed(tmp_path)
+
+    weights = asyncio.run(main())
+    assert weights
+
+
+async def resumed(path) -> dict[str, torch.Tensor]:
+    """The weights of a run that goes on from `path` with two workers."""
+    crew = await open_crew(2)
+    try:
+        boss = BossMan(crew, residual())
+        await boss.resume(path)
+        await boss.train_batch(*batch(1), LOSS, micro_batches=1)
+        return await boss.state_dict()
+    finally:
+        await asyncio.to_thread(crew.close)
