@@ -43,8 +43,8 @@ def layers(
 def memory(placement: Placement, members: Sequence[Member], outcome: Outcome) -> list[dict[str, Any]]:
     """One row a worker: who, its layers, and the bytes that it answered with."""
     rows = []
-    for member, numbers in outcome.numbers.items():
+    for member in placement.members:
         held = [layer for stage in placement.stages_of(member) for layer in placement.layers_of(stage)]
-        whole = {name: int(number) for name, number in numbers.items()}
+        whole = {name: int(number) for name, number in outcome.numbers[member].items()}
         rows.append({"worker": members[member].title, "layers": held, **whole})
     return rows
