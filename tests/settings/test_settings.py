@@ -95,6 +95,7 @@ def test_every_key_is_reached_from_the_environment(tmp_path, monkeypatch):
         "colab.ngrok_auth_token": "secret",
         "colab.ngrok_region": "eu",
         "colab.ssh_host": "me@gateway",
+        "advanced.idle_seconds": "5",
         "advanced.plain_line_seconds": "2",
         "invite": "mh://token@host:1",
     }

@@ -47,6 +47,9 @@ def join(
     nproc: Annotated[
         int, typer.Option(min=1, max=256, help="Compute in N processes that are one node to the run.")
     ] = 1,
+    when_idle: Annotated[
+        bool, typer.Option("--when-idle", help="Compute only while you need this machine for nothing else.")
+    ] = False,
     patience: Annotated[
         float | None, typer.Option(metavar="H", min=0.0, help="Hours to wait for a coordinator that is gone.")
     ] = None,
@@ -83,11 +86,12 @@ def join(
         raise UsageError(
             "--count and --address are about a cluster: say which engine places nodes there, --on ray"
         )
+    quiet_seconds = load().advanced.idle_seconds if when_idle else None
     be_nice()
     clock = SystemClock()
     line = _Line(clock)
     agent = Agent(
-        Lending(name or socket.gethostname(), device, cpus, console.is_verbose(), nproc),
+        Lending(name or socket.gethostname(), device, cpus, console.is_verbose(), nproc, quiet_seconds),
         _dialler_of(invite),
         hours * 3600.0,
         clock=clock,

@@ -163,6 +163,9 @@ class ColabSettings(_Section):
 class AdvancedSettings(_Section):
     """What few need to change."""
 
+    idle_seconds: Seconds = Field(
+        default=60.0, description="seconds other programs must have been quiet before `join --when-idle` goes on"
+    )
     plain_line_seconds: float = Field(
         default=5.0,
         gt=0,

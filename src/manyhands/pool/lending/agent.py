@@ -14,14 +14,17 @@ from collections.abc import Callable
 from functools import reduce
 
 from manyhands.clock import Clock
+from manyhands.errors import UsageError
 from manyhands.fleet import messages as m
 from manyhands.fleet.dialling import Dialler
 from manyhands.fleet.signals import Signals
 from manyhands.observe.text import clean_line, clean_name
 from manyhands.pool.lending import lanes
 from manyhands.pool.lending.given import Given
+from manyhands.pool.lending.idle import Idle
 from manyhands.pool.lending.lane import Heard, Lane
 from manyhands.pool.lending.lanes import Lending
+from manyhands.pool.lending.limits import others_seconds
 from manyhands.pool.lending.words import Order, Ready
 
 logger = logging.getLogger(__name__)
@@ -56,6 +59,7 @@ class Agent:
         self._ready: Ready | None = None
         self._welcome: m.Welcome | None = None
         self._is_grown = False
+        self._idle = None if lending.quiet_seconds is None else Idle(lending.quiet_seconds)
         self._changed = threading.Event()
         self._stopping = threading.Event()
 
@@ -65,6 +69,10 @@ class Agent:
         After a signal the leases are handed back, and it ends as the signal asks.
         """
         self._lending.check(len(_cpus()))
+        if self._idle is not None and others_seconds() is None:
+            raise UsageError(
+                "--when-idle: this system does not tell what other programs take (no /proc/stat)"
+            )
         with Signals(self.stop, "handing back what is leased") as signals:
             try:
                 self._start_lane(self._lending.device if self._lending.device != lanes.ALL else None)
@@ -100,12 +108,27 @@ class Agent:
 
     def _tick(self) -> None:
         now = self._clock.monotonic()
+        self._give_way(now)
         for lane in self._lanes:
             lane.tick(now)
         self._show(self.given)
         if self._ready is not None and self._welcome is not None and not self._is_grown:
             self._is_grown = True
             self._grow(self._ready, self._welcome)
+
+    def _give_way(self, now: float) -> None:
+        """Pause while the owner's programs need this machine, and go on by itself."""
+        others = None if self._idle is None else others_seconds()
+        if self._idle is None or others is None:
+            return
+        was_paused = self._idle.is_paused
+        is_paused = self._idle.tick(now, others)
+        if is_paused != was_paused:
+            self._say(
+                "going on" if was_paused else "other programs need this machine: paused until it is idle"
+            )
+        for lane in self._lanes:  # a child that was started meanwhile, too
+            lane.pause(is_paused)
 
     def _grow(self, ready: Ready, welcome: m.Welcome) -> None:
         all_devices = lanes.devices(self._lending, ready.device, ready.num_cuda, welcome.threads)

@@ -119,6 +119,13 @@ class Lane:
         if reason is not None:
             child.kill(reason)
 
+    def pause(self, is_paused: bool) -> None:
+        """Stop the child where it is, or let it go on; leases that wait meanwhile go to other machines."""
+        with self._lock:
+            child = self._child
+        if child is not None:
+            child.pause(is_paused)
+
     @property
     def given(self) -> Given:
         """What this lane has given so far."""

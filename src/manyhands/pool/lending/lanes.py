@@ -13,7 +13,8 @@ ALL = "all"
 class Lending:
     """What an owner lends: a name, a device (``"all"`` of a kind, None: the best one), some processors or all.
 
-    ``num_ranks`` processes make one node; its one lane is a group's first rank.
+    ``num_ranks`` processes make one node; its one lane is a group's first rank. With `quiet_seconds` it computes
+    only while the owner's own programs have taken next to nothing for so long.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Lending:
     cpus: int | None = None
     verbose: bool = False
     num_ranks: int = 1
+    quiet_seconds: float | None = None
 
     def check(self, num_cpus: int) -> None:
         """UsageError where this machine, which has `num_cpus`, has not so many, or where wishes contradict."""

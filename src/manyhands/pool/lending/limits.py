@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 NICENESS = 10
 MOST_FILES = 64
@@ -41,6 +42,15 @@ def settle(cpus: Sequence[int], num_ranks: int = 1) -> None:
 def be_nice() -> None:
     """Lower this process's priority to `NICENESS`, unless it is as low already."""
     os.nice(max(0, NICENESS - os.nice(0)))
+
+
+def others_seconds() -> float | None:
+    """Processor time that programs of usual priority took since the system started; None where it does not tell."""
+    try:
+        fields = Path("/proc/stat").read_text().split(maxsplit=2)
+    except OSError:
+        return None
+    return int(fields[1]) / os.sysconf("SC_CLK_TCK")
 
 
 def limit_memory(num_bytes: int) -> None:

@@ -48,6 +48,7 @@ class ComputeProcess:
         self._parent = parent
         self._environment = dict(environment or {})
         self._reason: str | None = None
+        self._is_paused = False
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
 
     def start(self) -> None:
@@ -91,6 +92,12 @@ class ComputeProcess:
         except OSError:
             return False
         return text.rpartition(")")[2].split()[0] in "Tt"
+
+    def pause(self, is_paused: bool) -> None:
+        """Stop it where it is (SIGSTOP), or let it go on (SIGCONT); from any thread."""
+        if self._is_paused != is_paused:
+            self._is_paused = is_paused
+            self._child.send_signal(signal.SIGSTOP if is_paused else signal.SIGCONT)
 
     def kill(self, reason: str | None = None) -> None:
         """End it at once, from any thread; `reason` is what `sentence` will say."""
