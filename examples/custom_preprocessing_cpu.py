@@ -1,4 +1,4 @@
-"""Preprocessing of one's own, where the data is: digits are moved and made noisy at random before train_gpu.py sees them.
+"""Preprocessing of one's own, where the data is: digits are moved and made noisy before train_gpu.py sees them.
 
     python examples/train_gpu.py                    in one terminal
     python examples/custom_preprocessing_cpu.py     in another one

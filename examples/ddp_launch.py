@@ -66,7 +66,8 @@ def train(given: argparse.Namespace) -> None:
         f"{s.world_size} processes, {s.device.type}, {len(training)} training and {len(validation)} validation samples"
     )
 
-    first = s.resume(given.folder).get("epoch", 0) if given.resume else 0
+    # Without --resume a new run begins, but for a launch that starts its ranks again after a failure.
+    first = s.resume(given.folder, own=not given.resume).get("epoch", 0)
     for epoch in range(first, given.epochs):
         model.train()
         total = 0.0

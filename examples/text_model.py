@@ -57,7 +57,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, visible: Tensor) -> Tensor:
         batch, length, _ = x.shape
         parts = self.mix(self.norms[0](x)).view(batch, length, 3 * HEADS, -1).transpose(1, 2)
-        heads = scaled_dot_product_attention(*parts.chunk(3, dim=1), attn_mask=visible)
+        query, key, value = parts.chunk(3, dim=1)
+        heads = scaled_dot_product_attention(query, key, value, attn_mask=visible)
         x = x + self.out(heads.transpose(1, 2).reshape(batch, length, WIDTH))
         return x + self.think(self.norms[1](x))
 

@@ -130,9 +130,9 @@ def test_nodes_follow_the_cluster_as_it_grows_and_shrinks(tmp_path):
     ("arguments", "code", "says"),
     [
         (["--count", "2"], 2, "--on ray"),
-        (["--address", "127.0.0.1:6379"], 2, "--on ray"),
+        pytest.param(["--address", "127.0.0.1:6379"], 2, "--on ray", marks=pytest.mark.slow),
         (["--on", "ray", "--address", "127.0.0.1:1"], 3, "no Ray cluster answers at 127.0.0.1:1"),
-        (["--on", "hamster"], 2, "hamster"),
+        pytest.param(["--on", "hamster"], 2, "hamster", marks=pytest.mark.slow),
     ],
 )
 def test_bad_input_is_named(arguments, code, says, tmp_path):

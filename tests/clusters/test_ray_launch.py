@@ -11,7 +11,7 @@ import pytest
 from ray_machines import ray_machines
 
 from manyhands.clusters.plan import Machine
-from manyhands.clusters.raylaunch import chosen, rewritten, without
+from manyhands.clusters.raylaunch import chosen, names_of, rewritten, without
 from manyhands.errors import UsageError
 
 SUM = """
@@ -76,6 +76,14 @@ def test_hosts_are_the_clusters():
 def test_only_our_own_options_are_taken_out():
     words = ["--on", "ray", "--nproc", "2", "--count=3", "--address", "a:1", "-m"]
     assert without(words, ["--on", "--count", "--address"]) == ["--nproc", "2", "-m"]
+
+
+def test_machines_go_by_their_address_where_that_tells_them_apart():
+    own, one, other, six = (
+        Machine(name, address, 2)
+        for name, address in [("a", "10.0.0.1"), ("b", "10.0.0.2"), ("c", "10.0.0.2"), ("d", "fd00::2")]
+    )
+    assert names_of([own, one, other, six]) == ["10.0.0.1", "ray-2", "ray-3", "ray-4"]
 
 
 def test_the_machines_with_most_are_taken_first():

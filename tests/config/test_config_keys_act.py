@@ -51,11 +51,11 @@ def test_the_loaders_arguments_come_from_the_settings_unless_they_are_given(monk
     monkeypatch.setenv("MANYHANDS_DATA__TRANSFER_DTYPE", "float16")
     loader = CPULoader()
     loader.setup_dataset((torch.zeros(20, 2), torch.zeros(20)))
-    assert loader._batch_size == 7
-    assert loader._recipes["train"].transfer_dtype == "float16"
+    assert loader._supply.batch_size == 7
+    assert loader._supply.recipes["train"].transfer_dtype == "float16"
     loader.setup_dataset((torch.zeros(20, 2), torch.zeros(20)), batch_size=64, transfer_dtype=None)
-    assert loader._batch_size == 64
-    assert loader._recipes["train"].transfer_dtype is None
+    assert loader._supply.batch_size == 64
+    assert loader._supply.recipes["train"].transfer_dtype is None
     monkeypatch.setenv("MANYHANDS_DATA__TRANSFER_DTYPE", "int3")
     with pytest.raises(UsageError, match="int3"):
         loader.setup_dataset((torch.zeros(20, 2), torch.zeros(20)))

@@ -11,7 +11,35 @@ import sys
 import pytest
 from pages import ROOT
 
-from manyhands import CentralServer, Report, TrainingNode
+from manyhands import (
+    BossMan,
+    CentralServer,
+    ColabGPUTrainer,
+    CPULoader,
+    GPUTrainer,
+    RemoteLoader,
+    Report,
+    TrainingNode,
+)
+from manyhands.launch import session
+
+TABLES = [
+    CentralServer,
+    TrainingNode,
+    CPULoader,
+    CPULoader.setup_dataset,
+    CPULoader.start_loading,
+    CPULoader.run_validation,
+    CPULoader.run_inference,
+    GPUTrainer,
+    GPUTrainer.setup_model,
+    RemoteLoader,
+    ColabGPUTrainer,
+    BossMan,
+    BossMan.setup_host,
+    BossMan.train_batch,
+    session,
+]
 
 CLASSES = (ROOT / "docs" / "classes.md").read_text(encoding="utf-8")
 
@@ -25,9 +53,9 @@ def tables(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in first[0].splitlines()[2:]]
 
 
-@pytest.mark.parametrize("kind", [CentralServer, TrainingNode])
+@pytest.mark.parametrize("kind", TABLES, ids=lambda kind: kind.__qualname__)
 def test_every_argument_is_documented_with_its_default(kind):
-    parameters = inspect.signature(kind).parameters.values()
+    parameters = [p for p in inspect.signature(kind).parameters.values() if p.name != "self"]
     stated = [(row[0].strip("`"), row[1].strip("`")) for row in tables(kind.__name__)]
     actual = [(p.name, "" if p.default is p.empty else repr(p.default)) for p in parameters]
     assert stated == actual

@@ -1,54 +1,20 @@
-"""Launches as a person starts them, but in this process: torch is imported once, the ranks are real processes."""
+"""Nothing of a launch outlives its test."""
 
 from __future__ import annotations
 
 import os
 import signal
-import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-
-from manyhands.launch.starting import start
+from launching import Launcher
 
 torch.set_num_threads(1)
 OURS = ("OMP_", "GLOO_", "TORCHELASTIC_", "PYTHONPATH", "RANK", "WORLD_SIZE")
 """What a launch may set for its ranks."""
-
-
-@dataclass(frozen=True)
-class Launched:
-    """How a launch ended, and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Launcher:
-    """Writes a script into the test's folder and launches it."""
-
-    def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-        self.folder = folder
-        self._capfd = capfd
-
-    def write(self, script: str, name: str = "script.py") -> Path:
-        path = self.folder / name
-        path.write_text(textwrap.dedent(script))
-        return path
-
-    def __call__(self, script: str | Path, *options: str, arguments: tuple[str, ...] = ()) -> Launched:
-        path = self.write(script) if isinstance(script, str) else script
-        return self.words(*options, str(path), *arguments)
-
-    def words(self, *words: str) -> Launched:
-        self._capfd.readouterr()
-        code = start(words)
-        return Launched(code, *self._capfd.readouterr())
 
 
 @pytest.fixture

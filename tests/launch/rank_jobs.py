@@ -105,6 +105,8 @@ def a_checkpoint_of_another_model_changes_nothing(folder: Path) -> None:
     assert "0.weight is of shape (8, 6) there and of shape (9, 6) here" in told, told
     assert all(map(torch.equal, before, model.parameters()))
     assert s.resume(folder / "nothing yet") == {}
+    ours = parts()[0]
+    assert ours.resume(folder / "ddp", own=True) == {"epoch": 2}
 
 
 def a_resume_in_the_middle_goes_on_there(folder: Path) -> None:

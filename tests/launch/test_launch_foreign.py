@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Launcher
+from launching import Launcher
 from machines import PYTHON, free_port, two_namespaces
 from safetensors.torch import load_file
 

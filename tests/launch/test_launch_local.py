@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Launcher
+from launching import Launcher
 
 from manyhands.clock import SystemClock
 from manyhands.testing.process import wait_for
@@ -211,6 +211,31 @@ def test_a_script_that_does_not_exist(launch: Launcher) -> None:
     assert launch.words(str(launch.folder)).code == 2
 
 
+@pytest.mark.parametrize("option", ["--tee", "--redirects", "--local-ranks-filter"])
+def test_an_option_for_logs_that_makes_no_sense_is_named(launch: Launcher, option: str) -> None:
+    done = launch("", option, "nine")
+    assert done.code == 2
+    assert done.err.startswith(f"manyhands: {option} nine: ")
+
+
+def test_ctrl_c_while_torch_is_being_loaded_starts_nothing(launch: Launcher) -> None:
+    script = launch.write("raise SystemExit('a rank was started')")
+    # The signal comes at the first file of torch's that is opened, and the import goes on after what it raises.
+    program = (
+        "import os, signal, sys\n"
+        "def hook(event, details):\n"
+        "    if event == 'import' and details[0] == 'torch':\n"
+        "        try:\n            os.kill(os.getpid(), signal.SIGINT)\n"
+        "        except KeyboardInterrupt:\n            pass\n"
+        "sys.addaudithook(hook)\n"
+        "from manyhands.cli import main\n"
+        f"sys.exit(main(['launch', '--nproc', '1', {str(script)!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "manyhands: interrupted before the ranks were started\n"
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
@@ -285,3 +310,17 @@ def test_whoever_stops_reading_stops_nothing(launch: Launcher) -> None:
     while not (launch.folder / "done").exists() and clock.monotonic() < deadline:
         clock.sleep(0.05)
     assert (launch.folder / "done").exists()
+
+
+def test_a_launcher_that_is_killed_leaves_no_rank(launch: Launcher, is_gone: Callable[[int], bool]) -> None:
+    script = launch.write(RANK + "print('pid', os.getpid(), flush=True)\ntime.sleep(1000)\n")
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "manyhands", "launch", "--nproc", "2", str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert launcher.stdout is not None
+    pids = [int(launcher.stdout.readline().split()[-1]) for _ in range(2)]
+    launcher.kill()
+    launcher.communicate()
+    wait_for(lambda: all(is_gone(pid) for pid in pids), 10.0, "the end of the ranks")

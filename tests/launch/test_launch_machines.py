@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Launcher
+from launching import Launcher
 from machines import PYTHON, Machine, Sshds, free_port, two_namespaces
 
 from manyhands.launch.addresses import answers, interface_of, source_address
@@ -130,9 +130,9 @@ def test_world_sizes_that_do_not_match_and_node_ranks_twice(launch: Launcher) ->
     host = socket.gethostname()
     assert f"this machine was started with --nnodes 3, {host} (node 0) with --nnodes 2" in another.err
 
-    second = start(HERE, launch.folder, *at, "--nnodes", "2", "--node-rank", "1", str(script))
-    [(code, _, _), (other_code, _, _)] = finish(first, second)
-    assert (code, other_code) == (0, 0)  # bad input lost nothing
+    second = launch(script, *at, "--nnodes", "2", "--node-rank", "1")
+    [(code, _, _)] = finish(first)
+    assert (code, second.code) == (0, 0)  # bad input lost nothing
 
 
 @pytest.mark.slow
@@ -163,6 +163,12 @@ def test_a_master_that_does_not_answer(launch: Launcher, monkeypatch: pytest.Mon
     done = launch(script, "--nnodes", "2", "--node-rank", "1")
     assert done.code == 2
     assert "say where node 0 is" in done.err
+
+
+def test_a_master_address_that_is_another_machines(launch: Launcher) -> None:
+    done = launch("", "--nnodes", "2", "--master-addr", "192.0.2.1", "--master-port", str(free_port()))
+    assert done.code == 2
+    assert "--master-addr 192.0.2.1 does not lead to this machine" in done.err
 
 
 def test_which_interface_leads_to_the_master() -> None:

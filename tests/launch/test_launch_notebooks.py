@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from conftest import Launcher
+from launching import Launcher
 
 from manyhands.errors import RunFailed, UsageError
 from manyhands.launch import notebook

@@ -22,6 +22,14 @@ def test_every_option_of_torchrun_is_taken_with_either_dash() -> None:
             assert "--" + option[2:].replace("-", "_") in ours
 
 
+def test_the_help_lists_all_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    shown = capsys.readouterr().out
+    for option in ("--nproc", "--hosts", "--on", "--count", "--address", "--max-restarts"):
+        assert f"\n  {option} " in shown or f"\n  {option}," in shown
+
+
 def test_the_script_and_all_that_follows_is_the_scripts() -> None:
     order = parse(["--nproc", "3", "--max_restarts=2", "train.py", "--nproc", "9", "-m"])
     assert order.nproc == "3"
@@ -80,12 +88,13 @@ def test_a_script_that_launches_itself_keeps_its_own_options() -> None:
     assert order.script_arguments == ["--epochs", "3", "--resume"]
     assert (order.most_nodes, order.torchrun.node_rank, order.torchrun.master_port) == (2, 1, 29500)
     assert launch_line("/train.py", ["-m", "x"]) == ["/train.py", "-m", "x"]
+    assert launch_line("/train.py", ["--count", "3"]) == ["/train.py", "--count", "3"]
 
 
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ([], "training_script"),
+        ([], "no script is named"),
         (["--nproc"], "--nproc"),
         (["--nnodes", "0", "x.py"], "--nnodes 0"),
         (["--nnodes", "3:2", "x.py"], "--nnodes 3:2"),
@@ -97,6 +106,7 @@ def test_a_script_that_launches_itself_keeps_its_own_options() -> None:
         (["--hosts", "", "--hostfile", "/nowhere", "x.py"], "/nowhere cannot be read"),
         (["--hosts", "a", "--nnodes", "2", "x.py"], "leave out --nnodes"),
         (["--hosts", "a:0", "x.py"], "'a:0' is not a host"),
+        (["--count", "2", "x.py"], "--on ray"),
     ],
 )
 def test_what_is_wrong_is_named(words: list[str], part: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import rank_jobs
 import torch
-from conftest import Launcher
+from launching import Launcher
 from safetensors.torch import load_file, load_model
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -50,6 +50,7 @@ def test_three_ranks_are_one_process(launch: Launcher) -> None:
     rank_jobs.train(Path("alone"), epochs=3)
     assert difference(Path("ddp"), Path("alone")) <= 1e-6
 
+    assert rank_jobs.parts()[0].resume("ddp", own=True) == {}  # another launch's
     rank_jobs.fewer_samples_than_ranks(Path())
     alone_gradients = torch.load("gradients-0.pt")
     for mine, theirs in zip(torch.load("gradients-2.pt"), alone_gradients, strict=True):

@@ -66,4 +66,4 @@ def batch(step: int, rows: int = 8) -> tuple[Tensor, Tensor]:
 
 async def open_crew(num_workers: int) -> Crew:
     """Workers on this machine, on a free port."""
-    return await BossMan.setup_host(num_workers, port=0, local=True, timeout=100)
+    return await BossMan.setup_host(num_workers, port=0, local=True, timeout=300)

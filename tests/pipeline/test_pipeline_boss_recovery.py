@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from manyhands import BossMan, RunFailed
 from manyhands.clock import SystemClock
-from manyhands.pipeline.crew import Crew
+from manyhands.pipeline.crew import Crew, Member
 from manyhands.pipeline.localworkers import LocalWorkers
 
 LOSS = nn.MSELoss()
@@ -26,61 +27,59 @@ PATIENCE_SECONDS = 10.0
 
 
 async def train(crew: Crew, *, victim: int | None = None, moment: str = "") -> Result:
-    """Nine steps on three workers of `crew`, those beyond are spares; `victim` is killed around the sixth."""
+    """Nine steps on three workers of `crew`, those beyond are spares; the `victim`-th is killed around the sixth."""
     torch.manual_seed(0)
+    doomed = None if victim is None else crew.alive[victim]
     clock = SystemClock()
     boss = BossMan(crew, residual(), snapshot_every=4, cuts=[3, 7])
     await boss.distribute_model()
     await boss.send_optimizer(torch.optim.Adam, {"lr": 1e-2})
     losses = []
     for step in range(STEPS):
-        kills = victim if step == KILLED_AT else None
+        kills = doomed if step == KILLED_AT else None
         x, y = batch(step)
         since = clock.monotonic()
         if moment == "forward":
-            kill(crew, kills)
+            kill(kills)
         prediction = await boss.forward(x, {})
         loss = LOSS(prediction, y)
         loss.backward()
         if moment == "backward":
-            kill(crew, kills)
+            kill(kills)
         await boss.backward(prediction.grad)
         if moment == "step":
-            kill(crew, kills)
+            kill(kills)
         await boss.optim_step()
         losses.append(loss.item())
         if kills is not None:
             assert clock.monotonic() - since < PATIENCE_SECONDS
-            assert not crew.members[kills].is_alive
+            assert not kills.is_alive
     return losses, await boss.state_dict()
 
 
-def disturbed(victim: int, moment: str, spares: int = 0) -> Result:
-    """The same on workers of its own, one of which dies."""
-
-    async def main() -> Result:
-        crew = await open_crew(3)
-        try:
-            if spares:
-                await asyncio.to_thread(join_more, crew, spares)
-            return await train(crew, victim=victim, moment=moment)
-        finally:
-            await asyncio.to_thread(crew.close)
-
-    return asyncio.run(main())
+@pytest.fixture(scope="module")
+def doomed_crew(boss_state) -> Iterator[Crew]:
+    """Workers to be killed; `refill` brings as many as a test needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANYHANDS_STATE_DIR", str(boss_state))
+        crew = asyncio.run(open_crew(3))
+    yield crew
+    crew.close()
 
 
-def join_more(crew: Crew, number: int) -> None:
-    spares = LocalWorkers()
-    crew.at_close(spares.close)
-    spares.start(crew.invite, [None] * number)
-    crew.wait(len(crew) + number, 60)
+def refill(crew: Crew, num_workers: int) -> Crew:
+    """Start what is missing of `num_workers`."""
+    more = LocalWorkers()
+    crew.at_close(more.close)
+    more.start(crew.invite, [None] * (num_workers - len(crew)))
+    crew.wait(num_workers, 300)
+    return crew
 
 
-def kill(crew: Crew, victim: int | None) -> None:
-    """SIGKILL member `victim`: the process whose number is in its hello."""
+def kill(victim: Member | None) -> None:
+    """SIGKILL a worker: the process whose number is in its hello."""
     if victim is not None:
-        os.kill(crew.members[victim].hello.pid, signal.SIGKILL)
+        os.kill(victim.hello.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -94,20 +93,22 @@ def assert_same(one: Result, other: Result) -> None:
     assert all(torch.equal(one[1][name], other[1][name]) for name in one[1])
 
 
-def test_the_layers_of_a_killed_worker_go_to_the_others(undisturbed):
-    assert_same(disturbed(1, "backward"), undisturbed)
+def test_the_layers_of_a_killed_worker_go_to_the_others(undisturbed, doomed_crew):
+    assert_same(asyncio.run(train(refill(doomed_crew, 3), victim=1, moment="backward")), undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["forward", "backward", "step"])
 @pytest.mark.parametrize("victim", [0, 1, 2])
-def test_any_worker_may_die_at_any_operation(undisturbed, victim, moment):
-    assert_same(disturbed(victim, moment), undisturbed)
+def test_any_worker_may_die_at_any_operation(undisturbed, doomed_crew, victim, moment):
+    assert_same(asyncio.run(train(refill(doomed_crew, 3), victim=victim, moment=moment)), undisturbed)
 
 
 @pytest.mark.slow
-def test_a_spare_takes_over(undisturbed):
-    assert_same(disturbed(0, "step", spares=1), undisturbed)
+def test_a_spare_takes_over(undisturbed, doomed_crew):
+    crew = refill(doomed_crew, 4)
+    assert_same(asyncio.run(train(crew, victim=0, moment="step")), undisturbed)
+    assert len(crew) == 3
 
 
 def test_without_any_worker_the_error_says_how_to_go_on(monkeypatch, tmp_path):
@@ -120,7 +121,7 @@ def test_without_any_worker_the_error_says_how_to_go_on(monkeypatch, tmp_path):
             await boss.distribute_model()
             await boss.send_optimizer(torch.optim.SGD, {"lr": 0.1})
             await boss.train_batch(*batch(0), LOSS, micro_batches=1)
-            kill(crew, 0)
+            kill(crew.alive[0])
             with pytest.raises(RunFailed, match=r"resume"):
                 await boss.train_batch(*batch(1), LOSS, micro_batches=1)
         finally:

@@ -16,7 +16,7 @@ from manyhands.pipeline import messages as m
 from manyhands.pipeline.neighbours import Neighbours
 from manyhands.pipeline.post import Aborted, BossLost, Name, Post
 from manyhands.testing.process import wait_for
-from manyhands.wire import Invite, dial
+from manyhands.wire import Invite, NodeKey, dial
 
 SECONDS = 30
 
@@ -27,7 +27,8 @@ class Worker:
     def __init__(self, member: int) -> None:
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.said: list[Any] = []
-        self.neighbours = Neighbours(lambda *item: self.inbox.put(item), SystemClock())
+        self.key = NodeKey.temporary()
+        self.neighbours = Neighbours(lambda *item: self.inbox.put(item), SystemClock(), self.key)
         self.post = Post(self, self.neighbours, self.inbox)  # type: ignore[arg-type]
         self.post.member = member
         self.post.begin(1)
@@ -47,6 +48,8 @@ def workers() -> Iterator[list[Worker]]:
     made = [Worker(0), Worker(1)]
     for one in made:
         one.neighbours.start()
+        for other in made:
+            one.neighbours.expect(other.post.member, other.key.key_id)
     yield made
     for one in made:
         one.neighbours.close()

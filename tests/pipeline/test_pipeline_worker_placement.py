@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from manyhands import RunFailed, UsageError
 from manyhands.pipeline.graph import BATCH, MAIN_INPUT, Edge, Graph, Layer
-from manyhands.pipeline.placement import Placement, merged, replaced
+from manyhands.pipeline.orders import merged
+from manyhands.pipeline.placement import Placement, replaced
 from manyhands.pipeline.schedules import Operation, schedule_of
 
 

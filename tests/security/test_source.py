@@ -15,7 +15,7 @@ SOURCE = Path(manyhands.__file__).parent
 ALLOWED = {
     ("__init__.py", "modules named by a value"): "lazy public names, from a constant table",
     ("launch/__init__.py", "modules named by a value"): "lazy public names, from a constant table",
-    ("launch/notebooks.py", "pickle in any form"): "a function of the user's own cell, in a 0700 folder, to ranks of his",
+    ("launch/notebooks.py", "pickle in any form"): "the user's own cell, in a 0700 folder, to own ranks",
     ("launch/cell.py", "pickle in any form"): "the other end of that folder, on the same machine",
     ("pool/__init__.py", "modules named by a value"): "lazy public names, from a constant table",
     ("split/__init__.py", "modules named by a value"): "lazy public names, from a constant table",

@@ -187,7 +187,9 @@ def test_an_invite_may_stand_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "line"
     path.write_text(f"# from Ada\n{NODE}\n")
     assert read_invite(f"@{path}") == NODE
-    path.write_text(f"{NODE}\n{OWNER}\n")
+    path.write_text(f"  manyhands join {NODE}\n")
+    assert read_invite(f"@{path}") == read_invite(f"manyhands join {NODE}") == NODE
+    path.write_text(f"{NODE}\nmanyhands join {OWNER}\n")
     with pytest.raises(UsageError, match="holds 2 lines") as caught:
         read_invite(f"@{path}")
     assert str(NODE)[5:53] not in str(caught.value)

@@ -42,6 +42,36 @@ def test_chunks_take_any_contiguous_view_and_sensible_sizes():
             chunks(block(10), chunk_bytes)
 
 
+class Shelf:
+    """A place of so many bytes."""
+
+    def __init__(self, size):
+        self.bytes = memoryview(bytearray(size))
+
+
+def test_a_body_with_a_place_is_there_as_it_comes_and_keeps_no_chunk():
+    shelf = Shelf(2 * K + 5)
+    one = incoming()
+    assert one.announce(1, 2 * K + 5, shelf) is None
+    chunk = bytearray(block(2 * K, 7))
+    assert one.feed(1, 0, memoryview(chunk)) is None
+    assert shelf.bytes[: 2 * K] == chunk
+    chunk.clear()  # BufferError if anyone held on to it
+    body = one.feed(1, 2 * K, block(5, 9))
+    assert body is not None
+    assert body.place is shelf
+    assert body.to_tensor().tolist() == [7] * 2 * K + [9] * 5
+
+
+def test_a_chunk_beyond_its_place_is_refused_and_not_written():
+    shelf = Shelf(K)
+    one = incoming()
+    one.announce(1, K, shelf)
+    with pytest.raises(ProtocolError, match=f"announced {K} bytes, and a chunk ends at {2 * K}"):
+        one.feed(1, 0, block(2 * K))
+    assert not any(shelf.bytes)
+
+
 def test_a_batch_travels_through_frames_chunks_and_envelopes():
     batch = {"x": torch.randn(300, 700), "y": torch.arange(300)}
     data = encode(batch).to_bytes()

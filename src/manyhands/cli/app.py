@@ -14,7 +14,6 @@ from manyhands.cli import (
     invite,
     join,
     launch,
-    notbuilt,
     serve,
     status,
     stop,
@@ -72,5 +71,3 @@ app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 app.command("worker")(worker.worker)
 app.add_typer(config.app, name="config")
-for _name in notbuilt.INSTEAD:
-    app.command(_name, help="Not built yet.", **notbuilt.ANY_ARGUMENTS)(notbuilt.refuse)

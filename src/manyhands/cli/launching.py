@@ -11,6 +11,6 @@ def run(arguments: Sequence[str]) -> int:
         from manyhands.clusters.raylaunch import launch as launch_on_ray
 
         return launch_on_ray(arguments)
-    from manyhands.launch.launcher import launch
+    from manyhands.launch.starting import launch
 
     return launch(arguments)

@@ -1,4 +1,4 @@
-"""``manyhands verify``: a user's own server, by nodes and by one process, and what differs."""
+"""``manyhands verify``: a user's own server or pipeline, by nodes and by one process, and what differs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def verify(
     steps: Annotated[int, typer.Option(min=1, help="How many steps to compare after.")] = 20,
     as_json: JsonOption = False,
 ) -> int:
-    """Train TARGET by nodes and by one process; compare every bit."""
+    """Train TARGET by nodes and by one process; compare every bit.
+
+    A function of `workers` that returns (boss, loss, batches) is a pipeline's.
+    """
     from manyhands.clock import SystemClock
     from manyhands.testing.comparison import compare
 

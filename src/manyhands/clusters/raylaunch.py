@@ -4,7 +4,7 @@ A launch on several machines needs their names and a way to run one command on e
 line is rewritten and nothing else is new: one console, the failing rank's traceback last, the same exit codes::
 
     --on ray --count 2 --nproc 4 train.py
-    --hosts ray-1:4,ray-2:4 --ssh "python -m manyhands.clusters.rayshell ..." train.py
+    --hosts 10.0.0.1,10.0.0.2 --nproc 4 --ssh "python -m manyhands.clusters.rayshell ..." train.py
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from collections.abc import Sequence
 from manyhands.clusters.plan import Machine
 from manyhands.clusters.rayconnect import connect, load_ray, machines_of
 from manyhands.errors import UsageError
-from manyhands.launch.options import parser
-
-ENGINE = "ray"
+from manyhands.launch.options import CLUSTER_OPTIONS, parser
 
 
 def launch(arguments: Sequence[str]) -> int:
@@ -30,26 +28,20 @@ def launch(arguments: Sequence[str]) -> int:
 
 def rewritten(arguments: Sequence[str]) -> list[str]:
     """The command line with the cluster's machines as its hosts. UsageError, Unreachable."""
-    made = parser()
-    own = [
-        made.add_argument("--on", choices=[ENGINE]),
-        made.add_argument("--count", type=int),
-        made.add_argument("--address"),
-    ]
-    given = made.parse_args(list(arguments))
+    given = parser().parse_args(list(arguments))
     if given.on is None:
         return list(arguments)
     if given.hosts or given.hostfile:
         raise UsageError("--on ray takes the cluster's machines: leave out --hosts and --hostfile")
     script_at = len(arguments) - len(given.training_script_args) - 1
-    kept = without(arguments[:script_at], [action.option_strings[0] for action in own])
+    kept = without(arguments[:script_at], CLUSTER_OPTIONS)
     ray = load_ray()
     connect(ray, given.address)
     try:
         machines = chosen(machines_of(ray), given.count)
     finally:
         ray.shutdown()
-    names = [f"ray-{number}" for number in range(1, len(machines) + 1)]
+    names = names_of(machines)
     shell = [sys.executable, "-m", "manyhands.clusters.rayshell"]
     if given.address:
         shell += ["--address", given.address]
@@ -59,6 +51,15 @@ def rewritten(arguments: Sequence[str]) -> list[str]:
             f"{name}={machine.id}:{_cpus(machine, given.nproc_per_node)}:{int(machine.gpus)}",
         ]
     return ["--hosts", ",".join(names), "--ssh", shlex.join(shell), *kept, *arguments[script_at:]]
+
+
+def names_of(machines: Sequence[Machine]) -> list[str]:
+    """What people see of each: its address, where that tells it from the others."""
+    addresses = [machine.address for machine in machines]
+    return [
+        address if addresses.count(address) == 1 and ":" not in address else f"ray-{number}"
+        for number, address in enumerate(addresses, 1)
+    ]
 
 
 def _cpus(machine: Machine, nproc: str | None) -> int:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from manyhands.errors import ProtocolError
 from manyhands.fleet.messages import Delivered, FromNode, decode_from_node, encode
 from manyhands.wire.envelope import pack, unpack
-from manyhands.wire.transfer import Body, Incoming, chunks
+from manyhands.wire.transfer import Body, Incoming, Place, chunks
 
 CHUNK_BYTES = 1 << 20
 MAX_OPEN_TRANSFERS = 4
@@ -72,10 +72,17 @@ class Bulk:
 
 
 class Session:
-    """Reads and writes one link."""
+    """Reads and writes one link; `place_for` may say where a sum that is announced is to be put."""
 
-    def __init__(self, link: Link, *, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        link: Link,
+        *,
+        max_body_bytes: int,
+        place_for: Callable[[Delivered], Place | None] = lambda message: None,
+    ) -> None:
         self._link = link
+        self._place_for = place_for
         self._outbox: deque[Any] = deque()
         self._wake = asyncio.Event()
         self._incoming = Incoming(
@@ -166,7 +173,8 @@ class Session:
             if envelope.control:
                 for message in decode_from_node(envelope.control):
                     if isinstance(message, Delivered):
-                        empty = self._incoming.announce(message.transfer, message.num_bytes)
+                        place = self._place_for(message)
+                        empty = self._incoming.announce(message.transfer, message.num_bytes, place)
                         if empty is not None:
                             yield message, empty
                         else:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from manyhands.launch.notebooks import notebook
-    from manyhands.launch.sessions import Session, session
+    from manyhands.launch.opening import session
+    from manyhands.launch.sessions import Session
     from manyhands.launch.starting import ensure_launched
 
 __all__ = ["Session", "ensure_launched", "notebook", "session"]
@@ -21,7 +22,7 @@ _HOMES = {
     "Session": "sessions",
     "ensure_launched": "starting",
     "notebook": "notebooks",
-    "session": "sessions",
+    "session": "opening",
 }
 
 

@@ -8,7 +8,7 @@
                      4 a restart where one is left, else the failures
 
 Each rank is the leader of a process group of its own (torch starts it so), which is how its children are
-found. Knows nothing of how a failure is judged or shown.
+found; a `Reaper` ends those groups where this process is killed. Knows nothing of how a failure is judged or shown.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from manyhands.clock import Clock
 from manyhands.launch.blame import Failure, describe, judge
 from manyhands.launch.logs import Logs
 from manyhands.launch.meeting import Meeting
+from manyhands.launch.reaper import Reaper
 
 SETTLE_SECONDS = 1.0
 STOP_SECONDS = 3.0
 _POLL_SECONDS = 0.01
+_TORCH_LOGS = "torch.distributed.elastic"
 
 Ranks = Mapping[int, "Popen[bytes]"]
 
@@ -59,6 +61,7 @@ class Agent(LocalElasticAgent):
         self._logs = logs
         self._clock = clock
         self._note = note
+        self._reaper = Reaper()
         self.meeting = meeting
         self.failures: list[Failure] = []
 
@@ -66,6 +69,7 @@ class Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         pids: dict[int, Any] = super()._start_workers(worker_group)
+        self._reaper.start(process.pid for process in self._ranks(worker_group).values())
         for handler in self._handlers.values():
             # With our own ends closed, a pipe ends when its rank does.
             handler._stdout.close()
@@ -107,6 +111,7 @@ class Agent(LocalElasticAgent):
             self._note("asked twice: killing all ranks")
         finally:
             sweep(ranks)
+            self._reaper.dismiss()
             super()._shutdown(death_sig, timeout)
             self._logs.finish()
 
@@ -214,12 +219,17 @@ def quiet_agent() -> Iterator[None]:
 
     Without a name server the latter takes many seconds each time, for a field of a log that nobody reads.
     """
-    log = logging.getLogger("torch.distributed.elastic")
-    before = _agent_api._get_fq_hostname, log.level
+    # Each of them has a level of its own, so the one above them all counts for nothing.
+    logs = [
+        logging.getLogger(name) for name in [*logging.root.manager.loggerDict] if name.startswith(_TORCH_LOGS)
+    ]
+    before = _agent_api._get_fq_hostname, [log.level for log in logs]
     _agent_api._get_fq_hostname = socket.gethostname
-    log.setLevel(logging.CRITICAL)
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         _agent_api._get_fq_hostname = before[0]
-        log.setLevel(before[1])
+        for log, level in zip(logs, before[1], strict=True):
+            log.setLevel(level)

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.multiprocessing import Std
@@ -23,6 +23,8 @@ from manyhands.launch.telling import Teller
 
 _FAST_MONITOR_SECONDS, _MONITOR_SECONDS = 0.02, 0.1
 """How often the ranks are looked at: asking our own store costs nothing, asking torch's rendezvous does."""
+
+_Value = TypeVar("_Value")
 
 
 def check_script(order: Order) -> None:
@@ -95,13 +97,11 @@ def build_logs(order: Order, host: str, scratch: Path, teller: Teller, clock: Cl
     """Where the ranks' output goes; error files into `scratch`. UsageError for options that make no sense."""
     given = order.torchrun
     keeps = given.log_dir is not None
+    shown = _checked("--local-ranks-filter", given.local_ranks_filter, _numbers)
+    redirects = _checked("--redirects", given.redirects, Std.from_str)
+    tee = _checked("--tee", given.tee or ("3" if keeps and given.redirects == "0" else "0"), Std.from_str)
+    filters = {"out": given.duplicate_stdout_filters, "err": given.duplicate_stderr_filters}
     try:
-        shown = (
-            {int(rank) for rank in given.local_ranks_filter.split(",")} if given.local_ranks_filter else None
-        )
-        redirects = Std.from_str(given.redirects)
-        tee = Std.from_str(given.tee or ("3" if keeps and given.redirects == "0" else "0"))
-        filters = {"out": given.duplicate_stdout_filters, "err": given.duplicate_stderr_filters}
         return Logs(
             Path(given.log_dir) if keeps else scratch,
             teller,
@@ -112,5 +112,17 @@ def build_logs(order: Order, host: str, scratch: Path, teller: Teller, clock: Cl
             shown_ranks=shown,
             filters={stream: words for stream, words in filters.items() if words},
         )
-    except (ValueError, OSError) as error:
-        raise UsageError(f"--log-dir, --redirects, --tee or --local-ranks-filter: {error}") from None
+    except OSError as error:
+        raise UsageError(f"--log-dir {given.log_dir}: {error.strerror}") from None
+
+
+def _checked(option: str, text: str, read: Callable[[str], _Value]) -> _Value:
+    """What an option's text stands for. UsageError naming the option."""
+    try:
+        return read(text)
+    except ValueError as error:
+        raise UsageError(f"{option} {text}: {error}") from None
+
+
+def _numbers(text: str) -> set[int] | None:
+    return {int(number) for number in text.split(",")} if text else None

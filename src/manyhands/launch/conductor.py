@@ -14,13 +14,10 @@ The state of a launch is `_hosts` and the queue of what they say; all decisions 
 from __future__ import annotations
 
 import queue
-import shlex
 import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 from types import FrameType
@@ -28,109 +25,16 @@ from typing import Any
 
 from manyhands import errors
 from manyhands.clock import Clock, SystemClock
-from manyhands.errors import ManyhandsError, RunFailed, Unreachable
+from manyhands.errors import ManyhandsError
 from manyhands.launch.blame import describe, judge
 from manyhands.launch.options import Order
-from manyhands.launch.plan import Host
-from manyhands.launch.remote import Task, read_event, write_task
+from manyhands.launch.remote import Task, write_task
+from manyhands.launch.ssh import Remote, Said
 from manyhands.launch.telling import Console, read_into
 
-_SSH_OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15")
-_SSH_FAILED = 255
 _FAREWELL_SECONDS = 4.0
 _STOP_SECONDS = 6.0
 _POLL_SECONDS = 0.05
-_LAST_WORDS = 8
-
-Said = tuple["_Remote", dict[str, Any] | None]
-
-
-class _Remote:
-    """One machine: its ssh process, and threads that read what comes out of it."""
-
-    def __init__(self, host: Host, node_rank: int, said: queue.SimpleQueue[Said]) -> None:
-        self.host = host
-        self.name = host.ssh_name.rpartition("@")[2]
-        self.node_rank = node_rank
-        self.code: int | None = None
-        self._said = said
-        self._words: list[str] = []
-        self._process: subprocess.Popen[str]
-        self._readers: list[threading.Thread] = []
-
-    def start(self, order: Order) -> None:
-        """Begin to connect; UsageError where there is no such program as ssh."""
-        command = f"{shlex.quote(order.remote_python)} -u -m manyhands.launch.remote"
-        try:
-            self._process = subprocess.Popen(
-                [*shlex.split(order.ssh), *_SSH_OPTIONS, self.host.ssh_name, command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                start_new_session=True,  # Ctrl-C is ours to pass on
-            )
-        except OSError as error:
-            raise errors.UsageError(
-                f"--ssh {order.ssh}: {error.strerror}; install OpenSSH, or name it"
-            ) from None
-        for read in (self._read_events, self._read_words):
-            thread = threading.Thread(target=read, name=f"manyhands-{self.name}", daemon=True)
-            thread.start()
-            self._readers.append(thread)
-
-    def send(self, line: str) -> None:
-        """A line to its stdin; one to a connection that is gone is lost, and its end is in the queue."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError, ValueError):
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-
-    def hang_up(self) -> None:
-        """Close its stdin: it stops its ranks."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-
-    def end(self) -> int:
-        """Cut the connection if it is still there; ssh's exit code."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        self.hang_up()
-        for reader in self._readers:
-            reader.join()
-        for stream in (self._process.stdout, self._process.stderr):
-            assert stream is not None
-            stream.close()
-        return self._process.returncode
-
-    def lost(self) -> ManyhandsError:
-        """Why its connection has ended before its task."""
-        code = self._process.wait()
-        self._readers[1].join()
-        said = "; ".join(self._words[-_LAST_WORDS:]) or f"exit code {code}"
-        if code == _SSH_FAILED:
-            return Unreachable(
-                f"ssh cannot reach {self.host.name} ({said}): try `ssh {self.host.ssh_name}` by hand; it must work "
-                "without a question"
-            )
-        return RunFailed(f"the launcher on {self.host.name} ended with exit code {code}: {said}")
-
-    def _read_events(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            event = read_event(line)
-            if event is not None:
-                self._said.put((self, event))
-        self._said.put((self, None))
-
-    def _read_words(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._words.append(line.rstrip())
-            del self._words[:-_LAST_WORDS]
 
 
 class _Conductor:
@@ -139,7 +43,10 @@ class _Conductor:
         self._console = console
         self._clock = clock
         self._said: queue.SimpleQueue[Said] = queue.SimpleQueue()
-        self._hosts = [_Remote(host, rank, self._said) for rank, host in enumerate(order.hosts)]
+        self._hosts = [
+            Remote(host, rank, order.ssh, order.remote_python, self._said)
+            for rank, host in enumerate(order.hosts)
+        ]
         self._token = token_hex(8)
         self._signals: list[signal.Signals] = []
         self._error: ManyhandsError | None = None
@@ -148,11 +55,11 @@ class _Conductor:
 
     def run(self) -> int:
         """Start, listen, end; the exit code."""
-        started: list[_Remote] = []
+        started: list[Remote] = []
         with self._signals_noted():
             try:
                 for host in self._hosts:
-                    host.start(self._order)
+                    host.start()
                     started.append(host)
                 self._hosts[0].send(
                     write_task(self._task(self._hosts[0], self._order.torchrun.master_port, []))
@@ -175,7 +82,7 @@ class _Conductor:
             self._hear(host, event)
         self._hurry()
 
-    def _hear(self, host: _Remote, event: dict[str, Any] | None) -> None:
+    def _hear(self, host: Remote, event: dict[str, Any] | None) -> None:
         match event:
             case None if host.code is None:
                 host.code = 0
@@ -218,7 +125,7 @@ class _Conductor:
         self._is_hung_up = True
         self._cut_at = self._clock.monotonic() + _STOP_SECONDS
 
-    def _task(self, host: _Remote, port: int | None, addresses: list[str]) -> Task:
+    def _task(self, host: Remote, port: int | None, addresses: list[str]) -> Task:
         return Task(
             arguments=list(self._order.arguments),
             folder=str(Path.cwd()),

@@ -33,7 +33,7 @@ def listen(address: str, port: int | None, place: Place, clock: Clock) -> Meetin
     is_alone = place.num_nodes == 1
     listener = _bind(address if is_alone else None, port, () if is_alone else (USUAL_PORT,))
     found = listener.getsockname()[1]
-    if (reason := answers(address, found, _CONNECT_SECONDS)) is not None:
+    if (reason := _misleads(listener, address)) is not None:
         listener.close()
         raise UsageError(
             f"--master-addr {address} does not lead to this machine, which is node 0 ({reason}): give one of its "
@@ -95,6 +95,21 @@ def _bind(address: str | None, port: int | None, usual: tuple[int, ...]) -> sock
         f"--master-port {port} is in use{f' by {holder}' if holder else ''}: "
         "give another, or leave it out and a free one is chosen"
     )
+
+
+def _misleads(listener: socket.socket, address: str) -> str | None:
+    """None where whoever connects to `address` arrives at `listener`, else why not."""
+    found = listener.getsockname()[1]
+    if (reason := answers(address, found, _CONNECT_SECONDS)) is not None:
+        return reason
+    listener.settimeout(_CONNECT_SECONDS)
+    try:
+        listener.accept()[0].close()
+    except TimeoutError:
+        return "something else answers there"
+    finally:
+        listener.settimeout(None)
+    return None
 
 
 def _listener(address: str | None, port: int) -> socket.socket:

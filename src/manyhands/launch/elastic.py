@@ -24,7 +24,7 @@ _JOIN_SECONDS = 900
 
 def own_handler(order: Order, met: Meeting) -> RendezvousHandler:
     """A rendezvous of least to most machines in the store of node 0."""
-    run_id = order.torchrun.rdzv_id
+    run_id = met.get_run_id()
     address = source_address(met.address) or met.address
     settings = {"timeout": _JOIN_SECONDS, **_parse_rendezvous_config(order.torchrun.rdzv_conf)}
     parameters = RendezvousParameters(

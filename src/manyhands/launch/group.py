@@ -20,6 +20,9 @@ from manyhands.store.state import flatten, restore
 from manyhands.tensors.memory import bytes_of
 from manyhands.training.device import pick_device
 
+_NO_ID = "none"
+"""What torchrun says where it was not told an id."""
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -47,6 +50,12 @@ def rank_from_environment() -> Rank:
         return Rank()
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     return Rank(*(int(os.environ.get(name, fallback)) for name, fallback in zip(names, "0101", strict=True)))
+
+
+def launch_id() -> str:
+    """What all attempts of one launch have in common, and no other launch has; empty where nobody says so."""
+    told = os.environ.get("TORCHELASTIC_RUN_ID", _NO_ID)
+    return "" if told == _NO_ID else told
 
 
 def device_of(rank: Rank, asked: str | torch.device | None, backend: str | None) -> torch.device:

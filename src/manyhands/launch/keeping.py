@@ -22,14 +22,14 @@ from torch.optim import Optimizer
 from manyhands.clock import Clock
 from manyhands.errors import ManyhandsError, Mismatch, RunFailed, StorageError
 from manyhands.launch import sharding
-from manyhands.launch.group import Rank, from_main, total
+from manyhands.launch.group import Rank, from_main, launch_id, total
 from manyhands.launch.sharing import SharedLoader
 from manyhands.store import checkpoint
 from manyhands.store.checkpoint import Snapshot
 from manyhands.store.manifest import MANIFEST
 from manyhands.store.runs import new_run
 
-_EXTRA = "extra"
+_EXTRA, _LAUNCH = "extra", "launch"
 
 
 @dataclass
@@ -64,15 +64,18 @@ class Keeper:
         tensors, rest = self._state()
         if self._run is None:
             self._run = self._agreed(lambda: new_run(folder))
-        snapshot = Snapshot(self._run, self._step, tensors, rest, {_EXTRA: dict(extra)})
+        snapshot = Snapshot(self._run, self._step, tensors, rest, {_EXTRA: dict(extra), _LAUNCH: launch_id()})
         return Path(self._agreed(lambda: str(checkpoint.save(folder, snapshot, self._clock))))
 
-    def resume(self, folder: Path) -> dict[str, Any] | None:
-        """Load the newest whole checkpoint in `folder`, or `folder` itself where it is one; None without any.
+    def resume(self, folder: Path, *, own: bool) -> dict[str, Any] | None:
+        """Load the newest whole checkpoint in `folder`, or `folder` itself where it is one; None without any, and
+        where `own` is asked for and another launch has saved it.
 
         The extra data it was saved with. `Mismatch` where it is another model's.
         """
-        found = self._read(folder)
+        if own and not launch_id():
+            return None
+        found = self._read(folder, own)
         if found is None:
             return None
         self._load(found)
@@ -119,15 +122,15 @@ class Keeper:
 
     # ---- reading ----
 
-    def _read(self, folder: Path) -> dict[str, Any] | None:
+    def _read(self, folder: Path, own: bool) -> dict[str, Any] | None:
         """The checkpoint as rank 0 finds it, on all ranks."""
         found: dict[str, Any] | None = None
         error = ""
         if self._rank.rank == 0:
             try:
-                found = _read_newest(folder)
+                found = _read_newest(folder, own)
             except StorageError as raised:
-                error = str(raised)
+                error = "" if own else str(raised)  # another launch's are no concern of ours
         answer = from_main({"error": error, "found": found}, self._rank)
         assert isinstance(answer, dict)
         if answer["error"]:
@@ -182,14 +185,13 @@ def _shape(shape: torch.Size | None) -> str:
     return "not there" if shape is None else f"of shape {tuple(shape)}"
 
 
-def _read_newest(folder: Path) -> dict[str, Any] | None:
-    if (folder / MANIFEST).exists():
-        loaded = checkpoint.load(folder)
-    else:
-        found = checkpoint.newest(folder)
-        if found is None:
-            return None
-        loaded = checkpoint.load(found)
+def _read_newest(folder: Path, own: bool) -> dict[str, Any] | None:
+    found = folder if (folder / MANIFEST).exists() else checkpoint.newest(folder)
+    if found is None:
+        return None
+    loaded = checkpoint.load(found)
     manifest = loaded.manifest
-    own = {"run": manifest["run"], "step": manifest["step"], _EXTRA: manifest[_EXTRA]}
-    return {**own, "tensors": loaded.state_dict(), "rest": loaded.optimizer}
+    if own and manifest.get(_LAUNCH) != launch_id():
+        return None
+    told = {"run": manifest["run"], "step": manifest["step"], _EXTRA: manifest[_EXTRA]}
+    return {**told, "tensors": loaded.state_dict(), "rest": loaded.optimizer}

@@ -27,11 +27,10 @@ from manyhands.launch.assembly import build_agent, build_logs, check_script
 from manyhands.launch.blame import Failure, describe, judge
 from manyhands.launch.meeting import Meeting, Place, place_here
 from manyhands.launch.options import Order, parse
-from manyhands.launch.plan import bare_address, join_line, processes
+from manyhands.launch.plan import INTERRUPTED, bare_address, join_line, processes
 from manyhands.launch.telling import Console, Teller
 
 _FAREWELL_SECONDS = 2.0
-_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def run_here(order: Order, site: Site, teller: Teller) -> int:
             ) from error
         except KeyboardInterrupt:
             teller.note("interrupted before the ranks were started")
-            return _INTERRUPTED
+            return INTERRUPTED
 
 
 def _run(agent: Agent, met: Meeting | None, site: Site, teller: Teller) -> int:
@@ -118,13 +117,13 @@ def _run(agent: Agent, met: Meeting | None, site: Site, teller: Teller) -> int:
     if result is None or (result.is_failed() and not failures):
         raise RunFailed("torch's agent ended without a failed rank: the machines did not meet in time")
     if met is not None:
-        failures += _elsewhere(met, failures)
+        failures += _elsewhere(met, failures, teller)
         met.leave(_FAREWELL_SECONDS)
     teller.failed(failures)
     return judge(failures).exit_code if failures else 0
 
 
-def _elsewhere(met: Meeting, failures: list[Failure]) -> list[Failure]:
+def _elsewhere(met: Meeting, failures: list[Failure], teller: Teller) -> list[Failure]:
     """The failure of another machine that began it, where there is one; else the others are told ours."""
     root = judge(failures).root if failures else None
     if root is not None and not root.was_stopped and not root.blames_a_peer:
@@ -134,6 +133,7 @@ def _elsewhere(met: Meeting, failures: list[Failure]) -> list[Failure]:
     if told is None:
         if root is not None:
             met.tell_failure(asdict(root))
+            teller.note("no other machine has told of a failure: one was killed, or is cut off")
         return []
     # Clocks of two machines are not comparable: what was told before we fell comes before.
     return [replace(Failure(**told), at=float("-inf"))]

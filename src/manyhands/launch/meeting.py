@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -231,8 +232,8 @@ class Meeting(RendezvousHandler):
         return 0
 
     def get_run_id(self) -> str:
-        """A name for folders of logs."""
-        return _ROOM
+        """An id that the ranks of this launch, and of no other, are told (see `group.launch_id`)."""
+        return self._room.compare_set("id", "", f"{_ROOM}-{uuid.uuid4().hex}").decode()
 
     def shutdown(self) -> bool:
         """The store ends with this process."""

@@ -24,10 +24,10 @@ from manyhands.errors import RunFailed, UsageError
 from manyhands.launch.blame import describe, judge
 from manyhands.launch.launcher import Site, run_here
 from manyhands.launch.options import parse
+from manyhands.launch.plan import INTERRUPTED
 from manyhands.launch.telling import Console
 
 CELL = "manyhands.launch.cell"
-_INTERRUPTED = 130
 
 
 def notebook(fn: Callable[..., Any], nproc: int | str | None = None, *arguments: Any) -> list[Any]:
@@ -46,7 +46,7 @@ def notebook(fn: Callable[..., Any], nproc: int | str | None = None, *arguments:
         console.close()
         if console.failures:
             raise RunFailed(describe(judge(console.failures)).removeprefix("manyhands: ").rstrip())
-        if code == _INTERRUPTED:
+        if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code:
             raise RunFailed(f"the ranks ended with exit code {code}")

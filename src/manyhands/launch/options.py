@@ -1,7 +1,8 @@
 """The command line of `manyhands launch`: torchrun's own parser, and what we add to it.
 
 Every option of torchrun's is taken with torchrun's meaning, with `-` and `_` alike and with its ``PET_*``
-variables. Ours are --nproc (its --nproc-per-node), --hosts, --hostfile, --ssh and --remote-python.
+variables. Ours are --nproc (its --nproc-per-node), --hosts, --hostfile, --ssh, --remote-python, and --on, --count
+and --address, which `clusters` turns into --hosts before anything here looks at them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from manyhands.errors import UsageError
 from manyhands.launch.plan import Host, check_node_rank, parse_hostfile, parse_hosts, parse_nodes
 
 PROGRAM = "manyhands launch"
+ENGINES = ("ray",)
+CLUSTER_OPTIONS = ("--on", "--count", "--address")
 _OWN_DEFAULTS = ("nproc_per_node", "master_addr", "log_dir", "tee", "rdzv_backend", "monitor_interval")
 """Where we must know whether something was asked for, or choose otherwise than torchrun."""
 
@@ -27,6 +30,8 @@ _OWN_DEFAULTS = ("nproc_per_node", "master_addr", "log_dir", "tee", "rdzv_backen
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """A sentence and exit code 2, without a page of usage."""
+        if "training_script" in message:  # argparse names what follows a script as well
+            message = "no script is named"
         raise UsageError(f"{message}; `{PROGRAM} --help` lists the options")
 
 
@@ -74,7 +79,6 @@ def parser() -> argparse.ArgumentParser:
     made = _Parser(
         prog=PROGRAM,
         description="The same script on every core, every machine: torchrun's options, and a few more.",
-        epilog="--on ray [--count N] [--address A] takes the machines of a Ray cluster in the place of --hosts.",
         parents=[get_args_parser()],
         add_help=False,
         allow_abbrev=False,
@@ -98,6 +102,10 @@ def parser() -> argparse.ArgumentParser:
         default=sys.executable,
         help="the Python with manyhands on those machines; default: the path of this one",
     )
+    cluster = made.add_argument_group("a cluster's machines in the place of --hosts")
+    cluster.add_argument("--on", choices=ENGINES, help="the engine that has them")
+    cluster.add_argument("--count", type=int, metavar="N", help="how many of them; default: all")
+    cluster.add_argument("--address", metavar="A", help="where the cluster is; default: this machine's")
     for action in made._actions:
         # torchrun's actions have read the environment by now: what it set stays.
         if action.dest in _OWN_DEFAULTS and f"PET_{action.dest.upper()}" not in os.environ:
@@ -126,6 +134,8 @@ def build(given: argparse.Namespace, arguments: Sequence[str]) -> Order:
         raise UsageError(f"--max-restarts {given.max_restarts}: give 0 or more")
     if given.master_port is not None and not 0 < given.master_port < 65536:
         raise UsageError(f"--master-port {given.master_port}: give a port from 1 to 65535")
+    if given.count is not None or given.address is not None:
+        raise UsageError("--count and --address are about a cluster: say which engine has it, --on ray")
     if given.module and given.no_python:
         raise UsageError("--module and --no-python exclude each other")
     return Order(given, least, most, hosts, given.ssh, given.remote_python, tuple(arguments))

@@ -21,6 +21,8 @@ from manyhands.errors import UsageError
 USUAL_PORT = 29500
 CPU_PROCESSES = 4
 """How many processes a machine without an accelerator gets."""
+INTERRUPTED = 130
+"""The exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 
 # A leading dash would be an option of ssh's.
 _HOST = re.compile(

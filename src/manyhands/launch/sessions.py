@@ -16,45 +16,35 @@ of one process. The step itself stays the script's.
 
 from __future__ import annotations
 
-import atexit
 import builtins
 import sys
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset, Subset, random_split
+from torch.utils.data import Dataset, Subset, random_split
 
 from manyhands.clock import SystemClock
 from manyhands.errors import RunFailed, UsageError
-from manyhands.launch import sharding
-from manyhands.launch.averaging import StagedAverage
 from manyhands.launch.group import (
     Rank,
-    device_of,
     digest,
     first_difference,
     gathered,
-    join_group,
     like,
     on_cpu,
-    rank_from_environment,
     total,
 )
 from manyhands.launch.keeping import Keeper, Kept
-from manyhands.launch.sharing import Share, SharedLoader
-from manyhands.observe.metrics import MetricLog, NoLog, open_log
-from manyhands.observe.progress import Standing, open_progress
-from manyhands.settings import load as load_settings
-from manyhands.training.seeds import derive, seed_generators
-
-Strategy = Literal["auto", "ddp", "staged", "fsdp"]
+from manyhands.launch.preparing import Preparer, Strategy, unwrapped
+from manyhands.launch.sharing import Share
+from manyhands.launch.showing import shown
+from manyhands.observe.metrics import MetricLog
+from manyhands.training.seeds import derive
 
 
 class Session:
@@ -75,15 +65,15 @@ class Session:
     ) -> None:
         self._rank = rank
         self.device = device
-        self._strategy = strategy
+        self._is_sharded = strategy == "fsdp"
         self._seed = seed
         self._log = log
         self._clock = clock
         self._share = Share()
-        self._kept = Kept(is_sharded=strategy == "fsdp")
+        self._kept = Kept(is_sharded=self._is_sharded)
+        self._preparer = Preparer(rank, device, strategy, seed, self._share, self._kept)
         self._keeper = Keeper(self._kept, rank, clock)
         self._standing: dict[str, float] = {}
-        self._names_before: dict[int, str] = {}
 
     # ---- who this is ----
 
@@ -122,60 +112,12 @@ class Session:
         device, in an order that all ranks share. Everything else comes back itself. UsageError for what none of
         these is.
         """
-        # Modules first: with FSDP2 an optimizer must follow its parameters.
-        modules = {id(thing): self._module(thing) for thing in objects if isinstance(thing, nn.Module)}
-        prepared = tuple(
-            modules[id(thing)] if id(thing) in modules else self._other(thing) for thing in objects
-        )
-        for thing in objects:
-            if isinstance(thing, Optimizer) and self._strategy == "fsdp":
-                sharding.follow(thing, self._names_before, self._kept.models[0])
+        prepared = self._preparer.prepare(objects)
         return prepared[0] if len(prepared) == 1 else prepared
-
-    def _module(self, module: nn.Module) -> nn.Module:
-        if self._strategy == "fsdp":
-            if self._kept.models:
-                raise UsageError("strategy='fsdp' shards one model: give one module to prepare()")
-            self._names_before = {id(p): name for name, p in module.named_parameters()}
-        module.to(self.device)
-        self._kept.models.append(module)
-        wrapped = self._wrapped(module)
-        if self.world_size > 1:
-            wrapped.register_forward_hook(self._share.scale)
-        return wrapped
-
-    def _wrapped(self, module: nn.Module) -> nn.Module:
-        if self._strategy == "fsdp":
-            return sharding.shard(module, self.device, self.world_size)
-        if self._rank.is_alone or not any(p.requires_grad for p in module.parameters()):
-            return module
-        if self._strategy == "staged":
-            return StagedAverage(module)
-        on_gpu = self.device.type == "cuda"
-        return DistributedDataParallel(module, device_ids=[self.device] if on_gpu else None)
-
-    def _other(self, thing: Any) -> Any:
-        if isinstance(thing, DataLoader):
-            number = len(self._kept.loaders)
-            loader = SharedLoader(thing, self._rank, self.device, self._share, self._seed, number)
-            self._kept.loaders.append(loader)
-            return loader
-        if isinstance(thing, Optimizer):
-            self._kept.optimizers.append(thing)
-            return thing
-        if hasattr(thing, "step") and hasattr(thing, "state_dict"):
-            self._kept.schedulers.append(thing)
-            return thing
-        raise UsageError(
-            f"prepare() takes modules, optimizers, schedulers and DataLoaders, not a {type(thing).__name__}"
-        )
 
     def unwrap(self, module: nn.Module) -> nn.Module:
         """The script's own module, without what `prepare` put around it."""
-        if isinstance(module, DistributedDataParallel | StagedAverage):
-            inner: nn.Module = module.module
-            return inner
-        return module
+        return unwrapped(module)
 
     def split(self, dataset: Dataset[Any], lengths: Sequence[float]) -> list[Subset[Any]]:
         """The dataset in random parts, e.g. ``split(data, [0.9, 0.1])``: the same on all ranks and every time."""
@@ -215,7 +157,7 @@ class Session:
 
     def check_equal(self, module: nn.Module) -> None:
         """RunFailed naming the first parameter that is not the same, bit for bit, on all ranks, and where."""
-        if self._strategy == "fsdp":
+        if self._is_sharded:
             return
         named = dict(self.unwrap(module).named_parameters())
         digests = gathered(torch.tensor([digest(p) for p in named.values()]), self._rank)
@@ -239,18 +181,19 @@ class Session:
             self.check_equal(model)
         return self._keeper.save(Path(path), step, extra)
 
-    def resume(self, path: str | Path) -> dict[str, Any]:
+    def resume(self, path: str | Path, *, own: bool = False) -> dict[str, Any]:
         """Load the newest whole checkpoint in `path` (or `path` itself, a ``step-N``) into all that was prepared.
 
         What was given to `save` beside it; an empty dict where there is no checkpoint yet. On any world size.
-        `Mismatch` for a checkpoint of another model, with nothing changed.
+        With `own` only one that this launch has saved: there is none in the first attempt, and there is in those
+        after it (``--max-restarts``). `Mismatch` for a checkpoint of another model, with nothing changed.
         """
         if not self._kept.models:
             raise UsageError(
                 "resume() loads into what was prepared, and no model was: s.prepare(model, ...) first"
             )
-        found = self._keeper.resume(Path(path))
-        if found is None:
+        found = self._keeper.resume(Path(path), own=own)
+        if found is None and not own:
             self.print(f"no checkpoint in {path}: starting from the beginning", file=sys.stderr)
         return found or {}
 
@@ -271,19 +214,7 @@ class Session:
         if not self.is_main:
             yield from batches
             return
-        settings = load_settings()
-        shown = open_progress(
-            self._clock,
-            bars=settings.monitoring.progress_bars,
-            line_seconds=settings.advanced.plain_line_seconds,
-        )
-        length = len(batches) if isinstance(batches, Sized) else None
-        try:
-            for step, batch in enumerate(batches, 1):
-                yield batch
-                shown.update(Standing(step, length, self._standing.get("loss"), epoch=epoch))
-        finally:
-            shown.close()
+        yield from shown(batches, epoch, lambda: self._standing.get("loss"), self._clock)
 
     def show(self, *, loss: float | Tensor) -> None:
         """The loss to show beside the bar."""
@@ -305,38 +236,3 @@ class Session:
     ) -> None:
         if kind is None:
             self.close()
-
-
-def session(
-    *,
-    backend: str | None = None,
-    device: str | torch.device | None = None,
-    strategy: Strategy = "auto",
-    seed: int = 0,
-    log: str | None = None,
-) -> Session:
-    """The session of this process, in the group that the launcher prepared; alone where there is none.
-
-    `backend` is ``"nccl"`` or ``"gloo"`` (default: by the device); `strategy` ``"ddp"``, ``"staged"`` (averages
-    over the CPU: MPS), ``"fsdp"`` (FSDP2) or ``"auto"``. Seeds all generators, so that a model built next is the
-    same on all ranks. `log` is ``"tensorboard:DIR"``, ``"csv:FILE"`` or ``"jsonl:FILE"``. UsageError for what this
-    machine does not have.
-    """
-    if strategy not in ("auto", "ddp", "staged", "fsdp"):
-        raise UsageError(f"strategy={strategy!r}: choose auto, ddp, staged or fsdp")
-    rank = rank_from_environment()
-    place = device_of(rank, device, backend)
-    if strategy == "auto" or rank.is_alone:
-        strategy = "staged" if place.type == "mps" else "ddp"
-    if not rank.is_alone:
-        join_group(place, backend)
-    seed_generators(seed)
-    made = Session(rank, place, strategy, seed, open_log(log) if rank.rank == 0 else NoLog(), SystemClock())
-    atexit.register(_close_at_exit, made)
-    return made
-
-
-def _close_at_exit(made: Session) -> None:
-    """Not after an error: the peers may be waiting for this rank, and a group that is broken cannot be left."""
-    if not hasattr(sys, "last_value"):
-        made.close()

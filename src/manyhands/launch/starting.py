@@ -12,11 +12,19 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from manyhands.errors import ManyhandsError, UsageError
+from manyhands.launch.plan import INTERRUPTED
+
+_INTERRUPTED_EARLY = "manyhands: interrupted before the ranks were started\n"
 
 
 def ensure_launched(arguments: Sequence[str] | None = None) -> None:
@@ -39,25 +47,57 @@ def ensure_launched(arguments: Sequence[str] | None = None) -> None:
 def start(arguments: Sequence[str], run: Callable[[Sequence[str]], int] | None = None) -> int:
     """Run a command line of `manyhands launch`, errors included; its exit code. SystemExit (of --help) passes.
 
-    `run` takes the place of `launcher.launch`. Loads nothing but what a launch needs: users time its start.
+    `run` takes the place of `launch`. Loads nothing but what a launch needs: users time its start.
     """
-    from manyhands.launch.launcher import launch
-
     try:
         return (run or launch)(arguments)
     except ManyhandsError as error:
         sys.stderr.write(f"manyhands: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write(_INTERRUPTED_EARLY)
+        return INTERRUPTED
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """`launcher.launch`, loaded now. Ctrl-C ends this process meanwhile."""
+    with _interruptible():
+        from manyhands.launch.launcher import launch as launch_now
+
+    return launch_now(arguments)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End this process at once on Ctrl-C while torch is being loaded: nothing has started that must be ended.
+
+    Libraries that are being imported may swallow a KeyboardInterrupt, and the launch would go on.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    os.write(2, _INTERRUPTED_EARLY.encode())
+    os._exit(INTERRUPTED)
 
 
 def launch_line(script: str, words: Sequence[str]) -> list[str]:
     """The command line of `manyhands launch` for a script and what it was started with."""
-    from manyhands.launch.options import parser
+    from manyhands.launch.options import CLUSTER_OPTIONS, parser
 
+    not_taken = ("--help", *CLUSTER_OPTIONS)
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     taken: list[argparse.Action] = []
     for action in parser()._actions:
-        long = [option for option in action.option_strings if option.startswith("--") and option != "--help"]
+        long = [o for o in action.option_strings if o.startswith("--") and o not in not_taken]
         if long:
             alone = copy.copy(action)
             alone.option_strings = long

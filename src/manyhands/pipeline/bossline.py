@@ -28,11 +28,15 @@ class BossLine:
         host = settings.model.host or invite.host
         return invite.with_address(host, settings.model.port or invite.port)
 
-    def dial(self) -> Connection:
-        """A connection. Unreachable where nobody answers, Refused where the boss says no."""
+    def key(self) -> NodeKey:
+        """Who this worker is, for its boss and for other workers: the same key at every return."""
         if self._key is None:
             self._key = NodeKey.claim(state_dir() / "keys")
-        return dial(self.invite(), key=self._key, timeout_seconds=load().network.timeout)
+        return self._key
+
+    def dial(self) -> Connection:
+        """A connection. Unreachable where nobody answers, Refused where the boss says no."""
+        return dial(self.invite(), key=self.key(), timeout_seconds=load().network.timeout)
 
     def release(self) -> None:
         """Let another process have the key."""

@@ -18,8 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from manyhands.pipeline import messages as m
-from manyhands.pipeline.placement import Placement, merged
-from manyhands.pipeline.schedules import Schedule, schedule_of
+from manyhands.pipeline.orders import orders
+from manyhands.pipeline.placement import Placement
+from manyhands.pipeline.stage.micro_batches import share
 
 Parcel = tuple[m.FromBoss, Any]
 
@@ -59,6 +60,10 @@ class Pass(Command):
     criterion: Mapping[str, Tensor] = field(default_factory=dict)
     """The loss's own tensors: class weights."""
     micro_batches: int = 1
+    factors: tuple[float, ...] = (1.0,)
+    """What each micro-batch's loss counts for."""
+    scale: float = 1.0
+    """What losses are multiplied by beside (fp16); a gradient that the boss has made is already."""
     schedule: str = "naive"
     update: int | None = None
     retains: bool = True
@@ -70,39 +75,48 @@ class Pass(Command):
 
     def parcels_for(self, placement: Placement, generation: int) -> dict[int, list[Parcel]]:
         """The operations of each member, with the edges of the batch that its layers take."""
-        operations = merged(_schedule(self, placement.num_stages), placement)
-        last = placement.owners[placement.last_stage]
+        made = orders(placement, self.kind, self.schedule, self.micro_batches)
         parcels: dict[int, list[Parcel]] = {}
         for member in placement.members:
-            body: dict[str, Any] = {}
-            if self.kind != "backward":
-                body["inputs"] = {name: self.inputs[name] for name in placement.batch_edges_of(member)}
-            if member == last and self.targets is not None:
-                body["targets"] = self.targets
-                body["criterion"] = dict(self.criterion)
-            if member == last and self.gradient is not None:
-                body["gradient"] = self.gradient
+            span = placement.span_of(member, self.micro_batches)
             execute = m.Execute(
                 generation,
                 self.number,
                 self.pass_number,
-                [(one.kind, one.stage, one.micro_batch) for one in operations[member]],
-                self.micro_batches,
+                [(one.kind, one.stage, one.micro_batch) for one in made[member]],
+                span.start,
+                len(span),
+                list(self.factors),
                 self.loss,
                 self.update,
                 self.retains,
+                self.scale,
             )
-            parcels[member] = [(execute, body or None)]
+            parcels[member] = [(execute, self._batch_of(member, placement, span) or None)]
         return parcels
 
+    def _batch_of(self, member: int, placement: Placement, span: range) -> dict[str, Any]:
+        """What a member is given of the batch: its micro-batches of the edges that its layers take."""
+        body: dict[str, Any] = {}
+        if self.kind != "backward":
+            names = placement.batch_edges_of(member) if span else []
+            body["inputs"] = {
+                name: self._share(self.inputs[name], span, batched=placement.graph.edge(name).batched)
+                for name in names
+            }
+        has_last = any(
+            placement.owners[stage] == member for stage in placement.same_stages(placement.last_stage)
+        )
+        if has_last and span and self.targets is not None:
+            body["targets"] = self._share(self.targets, span)
+            body["criterion"] = dict(self.criterion)
+        if has_last and span and self.gradient is not None:
+            body["gradient"] = self._share(self.gradient, span)
+        return body
 
-def _schedule(one: Pass, num_stages: int) -> Schedule:
-    """For each stage its operations; a forward and its backward by hand are the two halves of GPipe."""
-    if one.kind == "train":
-        return schedule_of(one.schedule, num_stages, one.micro_batches)
-    kind = "forward" if one.kind == "forward" else "backward"
-    whole = schedule_of("gpipe", num_stages, one.micro_batches)
-    return tuple(tuple(operation for operation in own if operation.kind == kind) for own in whole)
+    def _share(self, value: Tensor, span: range, *, batched: bool = True) -> Tensor:
+        is_whole = len(span) == self.micro_batches or not batched
+        return value if is_whole else share(value, self.micro_batches, span)
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,7 @@ def _flops(module: nn.Module, inputs: Sequence[Tensor]) -> int:
 
 
 def _meta(edge: Edge, samples: int) -> Tensor:
-    shape = (samples, *edge.shape) if edge.batched else edge.shape
-    return torch.empty(shape, dtype=DTYPES[edge.dtype], device="meta")
+    return torch.empty(edge.sizes(samples), dtype=DTYPES[edge.dtype], device="meta")
 
 
 def _bytes(edge: Edge, samples: int) -> int:

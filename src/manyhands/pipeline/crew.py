@@ -41,6 +41,8 @@ class Member:
 
     number: int
     """Counted from 0 in the order of arrival; never used twice."""
+    key_id: str
+    """Of the key that its stream was opened with; other workers know it by this."""
     hello: Hello
     channel: Answered[FromWorker]
     is_alive: bool = True
@@ -104,8 +106,12 @@ class Crew:
         self._at_close: list[Callable[[], None]] = []
         self.numbers = itertools.count(1)
         """For placements and commands: never used twice, whichever boss of this crew asks."""
+        self.turn = asyncio.Lock()
+        """Who holds it has the workers to itself: one command at a time, whichever boss of this crew asks."""
         self.linked: set[frozenset[int]] = set()
         """The pairs of members with a direct stream."""
+        self.unreachable: set[tuple[int, int]] = set()
+        """Who could not dial whom: not tried again, since every address takes its seconds at every placement."""
 
     # ---- life ----
 
@@ -175,16 +181,22 @@ class Crew:
     # ---- the event loop, from outside ----
 
     def call(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Run a coroutine in the crew's loop, and wait for it in this thread."""
-        return asyncio.run_coroutine_threadsafe(work, self._running()).result()
+        """Run a coroutine in the crew's loop, and wait for it in this thread; an interrupt here ends it there."""
+        future = asyncio.run_coroutine_threadsafe(work, self._running())
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
 
     async def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine in the crew's loop, and await it in the caller's."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running()))
 
-    def attend(self, hears: Hears) -> None:
-        """Who hears the workers from now on."""
-        self._hears = hears
+    def attend(self, hears: Hears) -> bool:
+        """Who hears the workers from now on; whether it did so before."""
+        before, self._hears = self._hears, hears
+        return before is hears
 
     def at_close(self, end: Callable[[], None]) -> None:
         """Call `end` once the workers were let go."""
@@ -259,7 +271,7 @@ class Crew:
                 if member is not None:
                     self._lose(member, str(message.error))
             elif member is None:
-                member = self._take(message, channel)
+                member = self._take(message, peer.key_id, channel)
             elif isinstance(message, Hello):
                 raise ProtocolError("a worker said hello twice")
             elif self._hears is None:
@@ -270,7 +282,7 @@ class Crew:
         channel: Answered[FromWorker] = Answered(link, Parcels(FromWorker), deliver)
         await channel.serve()
 
-    def _take(self, hello: Any, channel: Answered[FromWorker]) -> Member:
+    def _take(self, hello: Any, key_id: str, channel: Answered[FromWorker]) -> Member:
         if not isinstance(hello, Hello):
             raise ProtocolError("a worker spoke before it said hello")
         if hello.protocol != PROTOCOL:
@@ -279,7 +291,7 @@ class Crew:
                 f"{hello.protocol} (manyhands {hello.release}): install the same release on both"
             )
         Invite.parse(hello.invite)
-        member = Member(len(self.members), hello, channel)
+        member = Member(len(self.members), key_id, hello, channel)
         channel.send(Welcome(member.number))
         with self._changed:
             self.members.append(member)

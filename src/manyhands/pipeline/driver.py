@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from manyhands import errors
-from manyhands.errors import ManyhandsError, RunFailed
+from manyhands.errors import ManyhandsError, ProtocolError, RunFailed
 from manyhands.observe.text import clean_line
 from manyhands.pipeline import messages as m
 from manyhands.pipeline.commands import Command, Parcel
@@ -78,18 +78,37 @@ class Driver:
         self._pending: _Pending | None = None
         self._is_placed = False
         self._trouble = ""
-        self._turn = asyncio.Lock()
-        crew.attend(self)
 
     # ---- commands ----
+
+    def _attend(self) -> None:
+        """Hear the workers; where another model of this crew has been on them since, this one is placed again."""
+        if not self._crew.attend(self):
+            self._is_placed = False
 
     def next_number(self) -> int:
         """A number for a new command."""
         return next(self._crew.numbers)
 
-    async def place(self) -> None:
-        """Give the stages to their workers. Raises what a worker says of its stages."""
-        async with self._turn:
+    async def survey(
+        self, ask: Callable[[int, int], m.Measure], recipes: Any, members: Sequence[int]
+    ) -> Outcome | None:
+        """Have workers measure a model before it is placed; None where one was lost meanwhile."""
+        async with self._crew.turn:
+            self._attend()
+            self._abort()
+            self.generation, number = self.next_number(), self.next_number()
+            question = ask(self.generation, number)
+            try:
+                return await self._ask(number, {member: [(question, recipes)] for member in members})
+            except _Disturbed:
+                return None
+
+    async def place(self, placement: Placement | None = None) -> None:
+        """Give the stages to their workers, where `placement` says if given. Raises what a worker says of them."""
+        async with self._crew.turn:
+            self._attend()
+            self.placement = placement or self.placement
             await self._settle()
 
     async def do(self, command: Command) -> Outcome:
@@ -98,7 +117,8 @@ class Driver:
         A loss on the way is made good, and costs time only. Raises RunFailed where it cannot be; what a worker
         raised otherwise, and then the state is that before the command.
         """
-        async with self._turn:
+        async with self._crew.turn:
+            self._attend()
             while True:
                 try:
                     if not self._is_placed:
@@ -109,7 +129,8 @@ class Driver:
                 except _Disturbed as loss:
                     self._trouble, self._is_placed = str(loss), False
                     continue
-                except ManyhandsError:
+                except (ManyhandsError, asyncio.CancelledError):
+                    # Given up in the middle, by a worker or by who waited: the next command starts from what holds.
                     self._abort()
                     raise
                 if command.changes_state:
@@ -166,15 +187,25 @@ class Driver:
             if frozenset((one, other)) in self._crew.linked:
                 continue
             for dialler, listener in ((other, one), (one, other)):
-                number = self.next_number()
-                message = m.Connect(number, listener, self._crew.members[listener].dials)
+                if (dialler, listener) in self._crew.unreachable:
+                    continue
                 try:
-                    await self._ask(number, {dialler: [(message, None)]})
+                    await self._introduce(self._crew.members[dialler], self._crew.members[listener])
                 except errors.Unreachable as error:
                     logger.info("worker %d cannot reach worker %d: %s", dialler, listener, error)
+                    self._crew.unreachable.add((dialler, listener))
                     continue
                 self._crew.linked.add(frozenset((one, other)))
                 break
+
+    async def _introduce(self, dialler: Member, listener: Member) -> None:
+        """Tell the listener who will come, and only then send it."""
+        number = self.next_number()
+        expect = m.Expect(number, dialler.number, dialler.key_id)
+        await self._ask(number, {listener.number: [(expect, None)]})
+        number = self.next_number()
+        connect = m.Connect(number, listener.number, listener.dials)
+        await self._ask(number, {dialler.number: [(connect, None)]})
 
     async def _ask(self, number: int, parcels: Mapping[int, Sequence[Parcel]]) -> Outcome:
         pending = self._pending = _Pending(number, list(parcels))
@@ -212,15 +243,17 @@ class Driver:
     def heard(self, member: Member, message: m.FromWorker, tree: Any) -> None:
         """Take an answer, or pass a value on."""
         if isinstance(message, m.Value):
-            self._pass_on(message, tree)
+            self._pass_on(member, message, tree)
         elif isinstance(message, m.Unlinked):
-            if message.generation == self.generation:
+            if not 0 <= message.member < len(self._crew.members):
+                raise ProtocolError(f"a worker lost its stream to worker {message.member}, and there is none")
+            if message.generation == self.generation and member.number in self.placement.owners:
                 other = self._crew.members[message.member].title
                 self._crew.linked.discard(frozenset((member.number, message.member)))
                 self._disturb(
                     f"the stream between {member.title} and {other} broke ({clean_line(message.reason)})"
                 )
-        elif isinstance(message, m.Answer | m.Failed) and self._is_current(message):
+        elif isinstance(message, m.Answer | m.Failed) and self._is_current(member, message):
             assert self._pending is not None
             if isinstance(message, m.Answer):
                 self._pending.answered(member.number, message.numbers, tree)
@@ -237,16 +270,20 @@ class Driver:
         if self._pending is not None:
             self._pending.fail(_Disturbed(sentence))
 
-    def _is_current(self, message: m.Answer | m.Failed) -> bool:
+    def _is_current(self, member: Member, message: m.Answer | m.Failed) -> bool:
         pending = self._pending
-        if pending is None or message.generation != self.generation:
+        if pending is None or message.generation != self.generation or member.number not in pending.missing:
             return False
         # What a worker says of its stages before they are whole has no number of its own.
         return message.command == pending.number or isinstance(message, m.Failed)
 
-    def _pass_on(self, value: m.Value, tree: Any) -> None:
+    def _pass_on(self, member: Member, value: m.Value, tree: Any) -> None:
         if value.generation != self.generation:
             return
+        if member.number not in self.placement.owners:
+            raise ProtocolError("a worker that holds no stage sent a value")
+        if value.kind == "state" and value.stage != member.number:
+            raise ProtocolError(f"worker {member.number} sent a state as worker {value.stage}'s")
         if value.member == m.BOSS:
             if self._pending is not None:
                 name = Name(value.kind, value.edge, value.micro_batch, value.stage)

@@ -5,7 +5,8 @@ A layer is run alone over numbers of its inputs' shapes; no data and no other la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,12 +14,18 @@ import torch
 from torch import Tensor
 
 from manyhands.clock import Clock
-from manyhands.pipeline.graph import Edge
+from manyhands.errors import ManyhandsError
+from manyhands.pipeline.graph import Edge, Graph
+from manyhands.pipeline.memory import free_memory_bytes
 from manyhands.pipeline.plan import Cost
+from manyhands.pipeline.recipes import build, decode
 from manyhands.pipeline.recipes.build import BuiltLayer
+from manyhands.programs.format import MAX_NODES
+from manyhands.programs.plan import Limits
 from manyhands.programs.undisturbed import undisturbed
 from manyhands.tensors.dtypes import DTYPES
 
+logger = logging.getLogger(__name__)
 _LEAST_SECONDS: Final = 0.002
 """Runs are repeated until they take as long together: a small layer is over before a clock has ticked."""
 _LEAST_RUNS: Final = 3
@@ -52,6 +59,40 @@ def measure(
     for parameter, gradient in zip(layer.parameters(), gradients, strict=True):
         parameter.grad = gradient
     return Measured(fastest, kept)
+
+
+def measure_all(
+    graph: Graph, recipes: Mapping[str, Tensor], samples: int, device: torch.device, clock: Clock
+) -> dict[str, float]:
+    """Each layer of a model measured here, one after the other: ``{"3 seconds": ..., "3 bytes": ...}``.
+
+    `recipes` are encoded, by the layer's number. A layer that cannot be run over numbers of no meaning, or does not
+    fit, is left out: whoever plans has an estimate.
+    """
+    found: dict[str, float] = {}
+    limits = Limits(bytes=free_memory_bytes(device), flops=1 << 62, nodes=MAX_NODES)
+    for layer in graph.layers:
+        inputs = [graph.edge(name) for name in layer.inputs]
+        try:
+            built = build(decode(recipes[str(layer.index)].numpy().tobytes()), limits).to(device)
+            measured = measure(built, inputs, samples, device, clock)
+        except (ManyhandsError, RuntimeError, ValueError, IndexError) as error:
+            logger.info("layer %s was not measured: %s", layer.name, error)
+            continue
+        found[f"{layer.index} seconds"] = measured.seconds
+        found[f"{layer.index} bytes"] = float(measured.activation_bytes)
+    return found
+
+
+def measured_by(numbers: Mapping[str, float], num_layers: int) -> list[Measured] | None:
+    """What `measure_all` said, a layer each; None where one is missing."""
+    try:
+        return [
+            Measured(numbers[f"{layer} seconds"], int(numbers[f"{layer} bytes"]))
+            for layer in range(num_layers)
+        ]
+    except KeyError:
+        return None
 
 
 def costs(layers: Sequence[BuiltLayer], measured: Sequence[Sequence[Measured]]) -> list[Cost]:

@@ -6,7 +6,7 @@
      | ── Hello ───────────────────────────────→ |   who I am, where I listen
      | ←─────────────────────────────── Welcome  |   your number
      | ←──────────────── Assign (+ weights)      |   your stages, and how to build them
-     | ←──────────────── Connect                 |   whom to dial
+     | ←──────────────── Expect, Connect         |   who will dial, whom to dial
      | ── Answer ──────────────────────────────→ |   to each of them
      | ←──────────────── Execute (+ a batch)     |   one step's operations, all at once
      | ⇄ Value (+ tensor) ⇄                      |   activations and gradients, to other workers or through the boss
@@ -32,6 +32,7 @@ BOSS: Final = -1
 
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Place = Annotated[int, Meta(ge=BOSS, le=1 << 20)]
+Threads = Annotated[int, Meta(ge=1, le=4096)]
 Short = Annotated[str, Meta(max_length=256)]
 Sentence = Annotated[str, Meta(max_length=4000)]
 Address = Annotated[str, Meta(max_length=255)]
@@ -117,7 +118,7 @@ class Assign(_Message, frozen=True):
     """The placement of generation `generation`; whatever the worker held before is forgotten.
 
     `bounds` is the first layer of each stage and, at the end, the number of layers; `owners` the member of each
-    stage. The recipes of the worker's own layers follow as uint8 tensors by layer number.
+    stage, replica after replica. The recipes of the worker's own layers follow as uint8 tensors by layer number.
     """
 
     generation: Count
@@ -134,7 +135,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_li
     """What every stage computes by."""
 
     seed: int
-    threads: Annotated[int, Meta(ge=1, le=4096)]
+    threads: Threads
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     tied: Literal["exact", "fast"] = "exact"
     recompute: bool = False
@@ -153,6 +154,27 @@ class Restore(_Message, frozen=True):
     lr: float | None = None
 
 
+class Expect(_Message, frozen=True):
+    """Another worker will dial: it is the one whose key has this id, and no other."""
+
+    command: Count
+    member: Place
+    key_id: Short
+
+
+class Measure(_Message, frozen=True):
+    """Say what each layer of a model takes here, in seconds and bytes, for `samples` samples; nothing stays of it.
+
+    The recipes of all layers follow as uint8 tensors by layer number. What is in force before is forgotten.
+    """
+
+    generation: Count
+    command: Count
+    graph: Graph
+    samples: Annotated[int, Meta(ge=1, le=1 << 20)]
+    threads: Threads
+
+
 class Connect(_Message, frozen=True):
     """Dial another worker at the first of these lines that works."""
 
@@ -164,18 +186,23 @@ class Connect(_Message, frozen=True):
 class Execute(_Message, frozen=True):
     """Run these operations in order. The batch's own edges follow, `targets` with them where there is a loss.
 
-    `step` is what random numbers are keyed by. `loss` is a criterion of torch.nn as text; None: the boss has the
-    loss. `update`: the optimizer's step after the last operation, by its number.
+    `step` is what random numbers are keyed by. The batch holds `micro_batches` of them, the first of which has number
+    `first`. `factors` is what each micro-batch's loss counts for, of the whole step's. `loss` is a criterion of
+    torch.nn as text; None: the boss has the loss. `update`: the optimizer's step after the last operation, by its
+    number. `scale`: what losses are multiplied by beside, in fp16.
     """
 
     generation: Count
     command: Count
     step: Count
     operations: Annotated[list[tuple[Kind, Place, Count]], Meta(max_length=1 << 20)]
-    micro_batches: Annotated[int, Meta(ge=1, le=1 << 16)]
+    first: Annotated[int, Meta(ge=0, le=1 << 16)]
+    micro_batches: Annotated[int, Meta(ge=0, le=1 << 16)]
+    factors: Annotated[list[float], Meta(max_length=1 << 16)]
     loss: Sentence | None = None
     update: Count | None = None
     retains: bool = True
+    scale: Annotated[float, Meta(ge=1.0)] = 1.0
 
 
 class Optimize(_Message, frozen=True):
@@ -187,7 +214,9 @@ class Optimize(_Message, frozen=True):
     options: Sentence
 
 
-What = Literal["step", "zero", "train", "eval", "norms", "scale", "rate", "state", "clear", "statistics"]
+What = Literal[
+    "step", "skip", "zero", "train", "eval", "norms", "scale", "rate", "state", "clear", "statistics"
+]
 
 
 class Order(_Message, frozen=True):
@@ -209,6 +238,19 @@ class Farewell(_Message, frozen=True):
     """The boss needs this worker no more."""
 
 
-FromBoss = Farewell | Welcome | Assign | Restore | Connect | Execute | Optimize | Order | Abort | Value
+FromBoss = (
+    Farewell
+    | Welcome
+    | Measure
+    | Assign
+    | Restore
+    | Expect
+    | Connect
+    | Execute
+    | Optimize
+    | Order
+    | Abort
+    | Value
+)
 FromWorker = Hello | Answer | Failed | Unlinked | Value
 FromNeighbour = Introduced | Value

@@ -4,9 +4,10 @@
 
     worker 0  listens, shows its invite to the boss ──► boss ──► worker 1  dials: the same mutual TLS as anywhere
 
-Every worker listens on a free port with a key of its own that lives as long as the process; who may dial it
-holds the invite that only the boss gets. A pair whose two dials both fail goes through the boss: that is the
-caller's business. Runs its event loop in a thread; knows no model.
+Every worker listens on a free port with a key of its own that lives as long as the process. Who dials it holds the
+invite that the boss passes on, and is the worker whose key the boss has told before (`expect`): one that speaks under
+another's number is refused. A pair whose two dials both fail goes through the boss: that is the caller's business.
+Runs its event loop in a thread; knows no model.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from manyhands.errors import ManyhandsError, ProtocolError, Refused, Unreachable
 from manyhands.fleet.channels import Answered, Channel, Dialled, Lost
 from manyhands.fleet.parcels import Parcels
 from manyhands.pipeline.messages import FromNeighbour, Introduced
-from manyhands.wire import Connection, Gate, Invite, Link, Listener, Peer, Role, dial
+from manyhands.wire import Connection, Gate, Invite, Link, Listener, NodeKey, Peer, Role, dial
 
 DIAL_SECONDS = 3.0
 """How long one address may take: a neighbour is near, or goes through the boss."""
@@ -37,9 +38,12 @@ Arrived = Callable[[int, Any, Any], None]
 class Neighbours:
     """The channels of this worker to others, by their member numbers. Use from any thread after `start`."""
 
-    def __init__(self, arrived: Arrived, clock: Clock) -> None:
+    def __init__(self, arrived: Arrived, clock: Clock, key: NodeKey) -> None:
         self._arrived = arrived
         self._clock = clock
+        self._key = key
+        self._expected: dict[int, str] = {}
+        """The key id of each worker that may dial here, by its number."""
         self._channels: dict[int, Channel] = {}
         self._connections: dict[int, Connection] = {}
         self._lock = threading.Lock()
@@ -76,6 +80,10 @@ class Neighbours:
         """The channel to a worker, None where there is none: then the boss passes things on."""
         return self._channels.get(member)
 
+    def expect(self, member: int, key_id: str) -> None:
+        """Let the holder of this key in as worker `member`, and nobody else."""
+        self._expected[member] = key_id
+
     def connect(self, me: int, member: int, invites: Sequence[str]) -> None:
         """Dial another worker at the first of these lines that works.
 
@@ -84,7 +92,7 @@ class Neighbours:
         reasons = []
         for line in invites:
             try:
-                connection = dial(Invite.parse(line), timeout_seconds=DIAL_SECONDS)
+                connection = dial(Invite.parse(line), key=self._key, timeout_seconds=DIAL_SECONDS)
             except ManyhandsError as error:
                 reasons.append(str(error))
                 continue
@@ -104,6 +112,8 @@ class Neighbours:
         channel.send(Introduced(me))
 
     def _hear(self, member: int, channel: Channel, message: Any, tree: Any) -> None:
+        if isinstance(message, Introduced):
+            raise ProtocolError("a neighbour said twice who it is")
         if isinstance(message, Lost):
             with self._lock:
                 if self._channels.get(member) is not channel:
@@ -148,6 +158,8 @@ class Neighbours:
             if introduction.done():
                 self._hear(introduction.result(), channel, message, tree)
             elif isinstance(message, Introduced):
+                if self._expected.get(message.member) != peer.key_id:
+                    raise Refused(f"the boss has not said that worker {message.member} comes with this key")
                 with self._lock:
                     self._channels[message.member] = channel
                 introduction.set_result(message.member)

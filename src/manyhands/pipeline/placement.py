@@ -1,44 +1,66 @@
-"""Which worker holds which stage, and in which order each runs its operations. Pure.
+"""Which worker holds which stage of which replica. Pure.
 
 ::
 
     layers   0 1 2 | 3 4 5 6 | 7 8        bounds (0, 3, 7, 9)
-    stages     0        1       2         owners (worker 4, worker 0, worker 0)
+    stages     0        1       2         owners (worker 4, worker 0, worker 0,
+               3        4       5                 worker 1, worker 2, worker 3)     the second replica's
 
 When a worker is lost its stages go to a spare, else to the owner of a stage beside it: the cut stays, and so do
-the bits. A worker with several stages runs their operations in one order that cannot wait for itself.
+the bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from manyhands.errors import RunFailed
 from manyhands.pipeline.graph import BATCH, Graph
-from manyhands.pipeline.schedules.operations import Operation, Schedule
+from manyhands.pipeline.schedules.operations import Operation
+
+Orders = dict[int, list[Operation]]
+"""For each member what it runs, in order."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A model cut into stages and given to workers."""
+    """A model cut into stages and given to workers, once or in several replicas.
+
+    Stage s of replica r is number r * `num_stages` + s.
+    """
 
     graph: Graph
     bounds: tuple[int, ...]
     """The first layer of each stage, and the number of layers at the end."""
     owners: tuple[int, ...]
-    """The member that holds each stage."""
+    """The member that holds each stage, replica after replica."""
+    stages_per_worker: int = 1
+    """How many stages each worker got at first: stage s went to worker s modulo the number of workers."""
+    orders: dict[tuple[str, str, int], Orders] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    """What `orders` made for this placement before."""
 
     @property
     def num_stages(self) -> int:
-        """How many stages there are."""
-        return len(self.owners)
+        """Into how many stages the model is cut."""
+        return len(self.bounds) - 1
+
+    @property
+    def num_replicas(self) -> int:
+        """How many whole pipelines there are."""
+        return len(self.owners) // self.num_stages
 
     @property
     def members(self) -> list[int]:
         """Who holds any stage, each once, in the order of their first one."""
         return list(dict.fromkeys(self.owners))
+
+    def replica_of(self, stage: int) -> int:
+        """The replica that a stage is of."""
+        return stage // self.num_stages
 
     def stages_of(self, member: int) -> list[int]:
         """The stages that a member holds."""
@@ -46,37 +68,61 @@ class Placement:
 
     def layers_of(self, stage: int) -> range:
         """The layers of a stage."""
-        return range(self.bounds[stage], self.bounds[stage + 1])
+        at = stage % self.num_stages
+        return range(self.bounds[at], self.bounds[at + 1])
+
+    def layers_held_by(self, member: int) -> list[int]:
+        """The layers of a member's stages, each once."""
+        return sorted({layer for stage in self.stages_of(member) for layer in self.layers_of(stage)})
 
     def stage_of(self, layer: int) -> int:
-        """The stage that holds a layer."""
+        """The stage that holds a layer, in the first replica."""
         return next(stage for stage, (_, end) in enumerate(pairwise(self.bounds)) if layer < end)
+
+    def same_stages(self, stage: int) -> range:
+        """The numbers of a stage in every replica, its own among them."""
+        return range(stage % self.num_stages, len(self.owners), self.num_stages)
 
     def batch_edges_of(self, member: int) -> list[str]:
         """The edges of the batch that stages of a member take."""
+        held = {stage % self.num_stages for stage in self.stages_of(member)}
         return [
             edge.name
             for edge in self.graph.edges
-            if edge.producer == BATCH
-            and any(self.owners[self.stage_of(layer)] == member for layer in edge.consumers)
+            if edge.producer == BATCH and any(self.stage_of(layer) in held for layer in edge.consumers)
         ]
 
     @property
     def last_stage(self) -> int:
-        """The stage that makes the prediction."""
+        """The stage that makes the prediction, in the first replica."""
         return self.stage_of(
             next(edge.producer for edge in self.graph.edges if edge.name == self.graph.prediction)
         )
 
+    def shares(self, num_micro_batches: int) -> list[range]:
+        """The micro-batches of each replica, as even as can be; empty where there are too few."""
+        size, larger = divmod(num_micro_batches, self.num_replicas)
+        starts = [size * at + min(at, larger) for at in range(self.num_replicas + 1)]
+        return [range(start, stop) for start, stop in pairwise(starts)]
+
+    def span_of(self, member: int, num_micro_batches: int) -> range:
+        """The micro-batches from the first to the last one that stages of a member see."""
+        shares = self.shares(num_micro_batches)
+        own = [one for stage in self.stages_of(member) if (one := shares[self.replica_of(stage)])]
+        return range(own[0].start, own[-1].stop) if own else range(0)
+
     def pairs(self) -> list[tuple[int, int]]:
         """The workers that have something to say to each other, each pair once, the smaller number first."""
-        pairs: set[tuple[int, int]] = set()
+        groups = [[self.owners[stage] for stage in self.same_stages(at)] for at in range(self.num_stages)]
         for edge in self.graph.edges:
             # An edge's gradient goes from consumer to consumer before it reaches the producer.
             touched = [layer for layer in (edge.producer, *edge.consumers) if layer != BATCH]
-            owners = {self.owners[self.stage_of(layer)] for layer in touched}
-            pairs |= {(a, b) for a in owners for b in owners if a < b}
-        return sorted(pairs)
+            stages = {self.stage_of(layer) for layer in touched}
+            groups += [
+                [self.owners[first + stage] for stage in stages]
+                for first in range(0, len(self.owners), self.num_stages)
+            ]
+        return sorted({(a, b) for owners in groups for a in owners for b in owners if a < b})
 
 
 def replaced(owners: Sequence[int], alive: Iterable[int]) -> tuple[int, ...]:
@@ -100,58 +146,3 @@ def _nearest(placed: Sequence[int], stage: int, here: set[int]) -> int:
     """The owner of the nearest stage that has a living one: the stage's own, before its left, before its right."""
     by_distance = sorted(range(len(placed)), key=lambda other: (abs(other - stage), other))
     return next(placed[other] for other in by_distance if placed[other] in here)
-
-
-def merged(schedule: Schedule, placement: Placement) -> dict[int, list[Operation]]:
-    """For each member the operations of all its stages, in one order. `schedule` has a list for each stage.
-
-    All lists are run through once, an operation as soon as what it needs has run: what comes out is an order in
-    which everything can run, so that no worker waits for what stands behind in its own list.
-    """
-    forward_needs, backward_needs = _needs(placement)
-    done: set[Operation] = set()
-    places = [0] * len(schedule)
-    order: dict[int, list[Operation]] = {member: [] for member in placement.members}
-
-    def can_run(operation: Operation) -> bool:
-        kind, stage, at = operation.kind, operation.stage, operation.micro_batch
-        if kind == "forward":
-            return all(Operation("forward", other, at) in done for other in forward_needs[stage])
-        if kind == "weight_backward":
-            return Operation("input_backward", stage, at) in done
-        return all(
-            Operation("backward", other, at) in done or Operation("input_backward", other, at) in done
-            for other in backward_needs[stage]
-        )
-
-    while any(place < len(operations) for place, operations in zip(places, schedule, strict=True)):
-        before = list(places)
-        for number, operations in enumerate(schedule):
-            while places[number] < len(operations) and can_run(operations[places[number]]):
-                operation = operations[places[number]]
-                done.add(operation)
-                order[placement.owners[operation.stage]].append(operation)
-                places[number] += 1
-        if places == before:
-            raise RunFailed("this schedule waits for itself: report it, with the model's cuts")
-    return order
-
-
-def _needs(placement: Placement) -> tuple[list[set[int]], list[set[int]]]:
-    """For each stage, the stages whose forward its forward waits for, and the same of the backwards.
-
-    An edge's gradient goes from its last consumer to each earlier one and then to the producer.
-    """
-    forward: list[set[int]] = [set() for _ in placement.owners]
-    backward: list[set[int]] = [set() for _ in placement.owners]
-    for edge in placement.graph.edges:
-        chain = sorted({placement.stage_of(layer) for layer in edge.consumers})
-        if edge.producer != BATCH:
-            producer = placement.stage_of(edge.producer)
-            for consumer in chain:
-                forward[consumer] |= {producer} - {consumer}
-            chain = [producer, *(stage for stage in chain if stage != producer)]
-        if edge.has_gradient:
-            for earlier, later in pairwise(chain):
-                backward[earlier].add(later)
-    return forward, backward

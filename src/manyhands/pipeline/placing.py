@@ -9,7 +9,7 @@ Nothing here waits or sends; `driver` does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,13 @@ class Stock:
         self._shared = shared_parameters(self.graph, self.parameters)
         self.aliases = {alias: one.name for one in self._shared for alias in one.aliases}
         """Further names of shared parameters, and the one that they stand under."""
+        self._begun: dict[int, dict[str, Tensor]] = {}
+        """What each layer of a live module began with; its user may go on with the module."""
 
     def take(self, state: StageState, standing: Sequence[Command] | None = None) -> None:
         """What every placement starts from, from now on."""
         self.state = state
+        self._begun.clear()
         if standing is not None:
             self.standing = standing
 
@@ -117,10 +120,17 @@ class Stock:
             for member in placement.members
         }
 
+    def recipes(self, layers: Iterable[int]) -> dict[str, Tensor]:
+        """The recipes of these layers, as they travel."""
+        return {
+            str(layer): torch.frombuffer(bytearray(self._recipes[layer]), dtype=torch.uint8)
+            for layer in layers
+        }
+
     def _for_member(
         self, member: int, placement: Placement, generation: int, number: int
     ) -> Iterator[Parcel]:
-        layers = [layer for stage in placement.stages_of(member) for layer in placement.layers_of(stage)]
+        layers = placement.layers_held_by(member)
         shared = [(one.name, list(one.aliases), list(one.layers)) for one in self._shared]
         assign = m.Assign(
             generation,
@@ -131,11 +141,7 @@ class Stock:
             shared,
             self.settings,
         )
-        recipes = {
-            str(layer): torch.frombuffer(bytearray(self._recipes[layer]), dtype=torch.uint8)
-            for layer in layers
-        }
-        yield assign, recipes
+        yield assign, self.recipes(layers)
         for command in self.standing:
             yield from command.parcels_for(placement, generation).get(member, [])
         yield from self._state(layers, generation, number)
@@ -145,7 +151,9 @@ class Stock:
             for layer in layers:
                 begun = self._first_weights(layer)
                 if begun:
-                    part = {"parameters": dict(begun), "buffers": {}, "optimizer": {}}
+                    # A stage knows a shared parameter by its first name only.
+                    called = {self.aliases.get(name, name): one for name, one in begun.items()}
+                    part = {"parameters": called, "buffers": {}, "optimizer": {}}
                     yield m.Restore(generation, number, is_last=False), part
             yield (
                 m.Restore(generation, number, is_last=True),
@@ -164,8 +172,12 @@ class Stock:
 
     def _first_weights(self, layer: int) -> Mapping[str, Tensor]:
         if self._files is not None:
-            return self._files.read(self.names[layer])
-        return self._reading.weights_of(layer)
+            others = {one.name: one.aliases for one in self._shared}
+            return self._files.read({self.aliases.get(name, name) for name in self.names[layer]}, others)
+        if layer not in self._begun:
+            weights = self._reading.weights_of(layer)
+            self._begun[layer] = {name: one.detach().to("cpu", copy=True) for name, one in weights.items()}
+        return self._begun[layer]
 
 
 def merged(outcome: Outcome) -> StageState:
@@ -177,6 +189,7 @@ def merged(outcome: Outcome) -> StageState:
     return StageState.merged(
         snapshots.joined(parts[member], int(numbers["step"]), numbers.get("lr"))
         for member, numbers in outcome.numbers.items()
+        if member in parts
     )
 
 
@@ -195,15 +208,24 @@ class _Files:
             except (SafetensorError, OSError) as error:
                 raise StorageError(f"weights: {path} cannot be read: {error}", str(path)) from None
 
-    def read(self, names: frozenset[str]) -> Mapping[str, Tensor]:
-        """The tensors of these names that the files have. UsageError naming one that none has."""
-        missing = sorted(names - set(self._where))
-        if missing:
-            raise UsageError(
-                f"weights: no file has {missing[0]}; there are {len(self._where)} tensors in them"
-            )
+    def read(self, names: Collection[str], others: Mapping[str, Sequence[str]]) -> Mapping[str, Tensor]:
+        """The tensors of these names; a shared one may stand under any of its `others`.
+
+        UsageError naming one that no file has.
+        """
+        called = {name: self._called(name, others.get(name, ())) for name in names}
         found: dict[str, Tensor] = {}
-        for path in {self._where[name] for name in names}:
+        for path in {self._where[there] for there in called.values()}:
             with safe_open(path, framework="pt") as file:
-                found |= {name: file.get_tensor(name) for name in names if self._where[name] == path}
+                found |= {
+                    name: file.get_tensor(there)
+                    for name, there in called.items()
+                    if self._where[there] == path
+                }
         return found
+
+    def _called(self, name: str, others: Sequence[str]) -> str:
+        for one in (name, *others):
+            if one in self._where:
+                return one
+        raise UsageError(f"weights: no file has {name}; there are {len(self._where)} tensors in them")

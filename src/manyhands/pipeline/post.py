@@ -10,6 +10,8 @@ import queue
 from collections import deque
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from manyhands.errors import ManyhandsError, ProtocolError, Unreachable
 from manyhands.fleet.channels import Dialled, Lost
 from manyhands.pipeline import messages as m
@@ -111,3 +113,10 @@ class Post:
             raise ProtocolError(f"{len(self._values)} values wait here that nobody asks for")
         name = Name(value.kind, value.edge, value.micro_batch, value.stage)
         self._values[value.generation, name] = tree
+
+
+def tensors_by_name(tree: Any) -> dict[str, Tensor]:
+    """What came, as tensors by name. ProtocolError where it is something else."""
+    if not isinstance(tree, dict) or not all(isinstance(one, Tensor) for one in tree.values()):
+        raise ProtocolError("tensors by name were announced, and something else came")
+    return tree

@@ -27,6 +27,8 @@ class Saved:
     seed: int
     optimizer: tuple[str, str] | None
     """Class and options, as text."""
+    scale: list[float]
+    """Where fp16's loss scale stands (`training.scale`)."""
 
 
 def write(path: Path, run: str, saved: Saved, tied: Mapping[str, str]) -> Path:
@@ -36,6 +38,7 @@ def write(path: Path, run: str, saved: Saved, tied: Mapping[str, str]) -> Path:
         "mode": _MODE,
         "passes": saved.passes,
         "seed": saved.seed,
+        "scale": saved.scale,
         "buffers": sorted(state.buffers),
         "optimizer": list(saved.optimizer) if saved.optimizer is not None else None,
     }
@@ -65,6 +68,13 @@ def find(path: Path) -> Saved:
         )
         kind = manifest["optimizer"]
         optimizer = None if kind is None else (str(kind[0]), str(kind[1]))
-        return Saved(state, int(manifest["step"]), int(manifest["passes"]), int(manifest["seed"]), optimizer)
+        return Saved(
+            state,
+            int(manifest["step"]),
+            int(manifest["passes"]),
+            int(manifest["seed"]),
+            optimizer,
+            [float(one) for one in manifest["scale"]],
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{found.path} lacks {error}: use another checkpoint", str(found.path)) from None

@@ -26,12 +26,15 @@ def dependencies(placement: Placement) -> dict[str, list[int]]:
 def layers(
     placement: Placement, members: Sequence[Member], num_parameters: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """One row a layer: its number and name, who holds it, how many parameters, what it takes and makes."""
+    """One row a layer: its number and name, who holds it in each replica, its parameters, what it takes and makes."""
     return [
         {
             "layer": layer.index,
             "name": layer.name,
-            "worker": members[placement.owners[placement.stage_of(layer.index)]].title,
+            "worker": ", ".join(
+                members[placement.owners[stage]].title
+                for stage in placement.same_stages(placement.stage_of(layer.index))
+            ),
             "parameters": num_parameters[layer.index],
             "takes": list(layer.inputs),
             "makes": list(layer.outputs),
@@ -44,7 +47,7 @@ def memory(placement: Placement, members: Sequence[Member], outcome: Outcome) ->
     """One row a worker: who, its layers, and the bytes that it answered with."""
     rows = []
     for member in placement.members:
-        held = [layer for stage in placement.stages_of(member) for layer in placement.layers_of(stage)]
+        held = placement.layers_held_by(member)
         whole = {name: int(number) for name, number in outcome.numbers[member].items()}
         rows.append({"worker": members[member].title, "layers": held, **whole})
     return rows

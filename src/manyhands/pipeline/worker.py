@@ -94,7 +94,9 @@ class Worker:
         """One connection, from the dial to its end; whether the boss ended it well."""
         inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._inbox = inbox
-        neighbours = Neighbours(lambda member, message, tree: inbox.put((member, message, tree)), self._clock)
+        neighbours = Neighbours(
+            lambda member, message, tree: inbox.put((member, message, tree)), self._clock, self._line.key()
+        )
         with self._line.dial() as connection:
             waiting.over()
             boss: Dialled[m.FromBoss] = Dialled(
@@ -107,7 +109,7 @@ class Worker:
                 boss.start()
                 boss.send(self._hello(device, neighbours.invite))
                 self._say(f"joined the boss at {connection.where}: computing on {device}")
-                return self._obey(Holding(device, Post(boss, neighbours, inbox)))
+                return self._obey(Holding(device, Post(boss, neighbours, inbox), self._clock))
             finally:
                 neighbours.close()
                 boss.close()

@@ -13,7 +13,7 @@ from manyhands.fleet import messages as m
 from manyhands.fleet.events import Answer, NonFinite
 from manyhands.fleet.tree import depth_of, is_inside, level_of, span
 from manyhands.pool.sums import StepSum
-from manyhands.training.gradients import GradientLayout, Partial, witness
+from manyhands.training.gradients import GradientLayout, Partial, SumBuffer, witness
 from manyhands.training.packing import SumPacking
 from manyhands.wire.transfer import Body
 
@@ -28,7 +28,9 @@ class Arrival(NamedTuple):
 def receive(
     layout: GradientLayout, sums: StepSum, message: m.Delivered, body: Body, packing: SumPacking | None
 ) -> Arrival:
-    """Copy a delivered body into a sum's buffer, unpacked. ProtocolError where it cannot be one of this run's."""
+    """Bring a delivered body into a sum's buffer, unpacked, where it is not there yet. ProtocolError where it cannot
+    be one of this run's.
+    """
     if message.packed and packing is None:
         raise ProtocolError("a partial sum came as int8, and this run's travel as fp32")
     num_bytes = packing.num_bytes if message.packed and packing is not None else layout.layout.num_bytes
@@ -37,6 +39,8 @@ def receive(
     present = int.from_bytes(message.present, "little")
     if present > layout.everyone:
         raise ProtocolError(f"a partial sum claims more than the model's {len(layout.parameters)} parameters")
+    if isinstance(body.place, SumBuffer):
+        return Arrival(Partial(body.place, present), message)
     buffer = sums.buffer()
     if message.packed and packing is not None:
         body.copy_to(packing.bytes)

@@ -42,7 +42,7 @@ from manyhands.pool.visits import Visits
 from manyhands.settings import load
 from manyhands.store.rows import Quarantine, Refusal, Roster, Row
 from manyhands.training.state import weights_sha256
-from manyhands.wire.transfer import Body
+from manyhands.wire.transfer import CHUNK_BYTES, Body, Place
 
 logger = logging.getLogger(__name__)
 
@@ -354,6 +354,14 @@ class Coordinator:
             case _:
                 raise ProtocolError(f"a node does not say {type(message).__name__} now")
         return False
+
+    def place_for(self, key: str, message: m.Delivered) -> Place | None:
+        """A buffer for a large sum of the open step, where the node holds the lease that it is of."""
+        layout = self.job.master.gradients.layout
+        if message.packed or message.step != self.step or message.num_bytes != layout.num_bytes:
+            return None
+        is_leased = self.machine.open_leases().get(message.lease, ("", ()))[0] == key
+        return self._sums.buffer() if is_leased and message.num_bytes > CHUNK_BYTES else None
 
     def _delivered(self, member: Member, message: m.Delivered, body: Body) -> None:
         master, key, opened = self.job.master, member.peer.key_id, self._open

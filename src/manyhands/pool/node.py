@@ -35,6 +35,7 @@ from manyhands.pool.program import memory_bytes
 from manyhands.pool.work import LeafBroken, LeafReady, Output, SumReady
 from manyhands.release import __version__
 from manyhands.settings import load
+from manyhands.tensors.memory import keep_freed_memory
 from manyhands.training.device import pick_device
 from manyhands.wire.backoff import delays
 
@@ -327,6 +328,7 @@ class TrainingNode:
     def _connect(self, *, manual: bool) -> None:
         if self.model is None and manual:
             raise UsageError("a loop of your own computes with its own model: give TrainingNode(model=...)")
+        keep_freed_memory()
         device = pick_device(self._device)
         if self.model is not None:
             self.model.to(device)

@@ -28,6 +28,7 @@ from manyhands.pool.saving import Resume, Saver
 from manyhands.pool.tally import Report, Tally
 from manyhands.settings import checks, load
 from manyhands.settings.paths import ensure_state_dir
+from manyhands.tensors.memory import keep_freed_memory
 from manyhands.training.step import Precision
 from manyhands.training.stopping import EarlyStopping, early_stopping
 from manyhands.wire.address import is_loopback
@@ -248,6 +249,7 @@ class CentralServer:
     # ---- the coordinator's thread ----
 
     def _main(self, job: Job) -> None:
+        keep_freed_memory()
         try:
             self._outcome = asyncio.run(self._serve(job))
         except BaseException as error:  # noqa: BLE001 - the thread's edge: wait() raises it in the caller's

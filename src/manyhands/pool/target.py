@@ -38,8 +38,8 @@ class Parts:
     options: PoolOptions
 
 
-def load_object(target: str, arguments: Mapping[str, Any] | None = None) -> Any:
-    """The object that `target` names; a function is called with `arguments`, and its result returned.
+def find_object(target: str) -> Any:
+    """The object that `target` names, as it stands there.
 
     `module:name` or `path.py:name`; without a name, ``server``. Raises UsageError where there is no such file,
     module or name; an exception of the user's own code passes as it is.
@@ -51,6 +51,12 @@ def load_object(target: str, arguments: Mapping[str, Any] | None = None) -> Any:
         if not hasattr(found, part):
             raise UsageError(f"target {target!r}: {place} has no {part!r}{_choices(module)}")
         found = getattr(found, part)
+    return found
+
+
+def load_object(target: str, arguments: Mapping[str, Any] | None = None) -> Any:
+    """The object that `target` names; a function is called with `arguments`, and its result returned."""
+    found = find_object(target)
     is_factory = callable(found) and not isinstance(found, CentralServer | nn.Module | Mapping)
     return found(**(arguments or {})) if is_factory else found
 

@@ -16,7 +16,7 @@ from manyhands.pool.handshake import Door
 from manyhands.pool.member import Member
 from manyhands.wire.admission import Peer, Role
 from manyhands.wire.link import Link
-from manyhands.wire.transfer import Body
+from manyhands.wire.transfer import Body, Place
 
 MOST_REFUSED = 1000
 """Messages of one node in a row, without a lease in between; an honest one has a few for a lease that is late."""
@@ -34,6 +34,10 @@ class Host(Protocol):
 
     def hear(self, member: Member, message: m.FromNode, body: Body | None) -> bool:
         """One message of it; True when it says goodbye."""
+        ...
+
+    def place_for(self, key: str, message: m.Delivered) -> Place | None:
+        """Where to put a sum that it announces, as it comes; None: it is kept in pieces until it is heard of."""
         ...
 
     def left(self, member: Member) -> None:
@@ -59,7 +63,11 @@ class Visits:
                 f"an invite for the role {peer.role} does not let compute: `manyhands invite` prints one "
                 "that does"
             )
-        session = Session(link, max_body_bytes=self._max_body_bytes)
+        session = Session(
+            link,
+            max_body_bytes=self._max_body_bytes,
+            place_for=lambda message: self._host.place_for(peer.key_id, message),
+        )
         if self._ending is not None:
             session.post(self._ending)
             session.finish()

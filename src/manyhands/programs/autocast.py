@@ -48,13 +48,20 @@ _PROMOTE: Final = frozenset(
 )
 
 
+def in_force(device_type: str) -> torch.dtype | None:
+    """The dtype that autocast casts to on devices of this kind now; None where it is off, or there is none (meta)."""
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
 def target(operator: str, arguments: Mapping[str, Any], device_type: str) -> torch.dtype | None:
     """The dtype to which autocast would cast the floating arguments of `operator`; None where it would not."""
-    if not torch.is_autocast_enabled(device_type):
+    if (dtype := in_force(device_type)) is None:
         return None
     name = operator.partition(".")[0]
     if name in _LOWER:
-        return torch.get_autocast_dtype(device_type)
+        return dtype
     return torch.float32 if name in _PROMOTE and len(_floating(arguments)) > 1 else None
 
 
@@ -63,7 +70,7 @@ def may_stand_for(dtype: torch.dtype, captured: torch.dtype, device_type: str) -
     layers before it give narrower numbers then.
     """
     is_cast = dtype.is_floating_point and captured.is_floating_point
-    return dtype == captured or (is_cast and torch.is_autocast_enabled(device_type))
+    return dtype == captured or (is_cast and in_force(device_type) is not None)
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:

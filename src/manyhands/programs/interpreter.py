@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from manyhands.errors import ProgramRefused
+from manyhands.programs import autocast
 from manyhands.programs.assembly import Assembly, assemble, take
 from manyhands.programs.dryrun import dry_run
 from manyhands.programs.format import Graph, Program
@@ -93,7 +94,7 @@ class Interpreter:
 
     def _assembly(self, leaves: tuple[Leaf, ...]) -> Assembly:
         kind = self._device.type
-        key = (leaves, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind))
+        key = (leaves, autocast.in_force(kind))
         if (assembly := self._assemblies.get(key)) is None:
             plan = dry_run(self._program, self._graph, leaves, self._limits, kind)
             assembly = assemble(plan, self._graph, self._device)

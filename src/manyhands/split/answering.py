@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Protocol
 
+from manyhands.errors import ProtocolError
 from manyhands.split.feed import Job
 from manyhands.split.inference.reducing import reduce_output
 from manyhands.split.inference.wishes import Columns, Wishes
@@ -21,35 +22,23 @@ class Progress(Protocol):
 
 
 def validate(job: Job, learner: Learner, progress: Progress, stopping: threading.Event) -> dict[str, Any]:
-    """The scores of the job's "val" data, as ``run_validation`` returns them; after a stop they are not complete."""
+    """The `Scores.sums` of the job's "val" data, or of this share of it; after a stop they are not complete."""
     scores = Scores(learner.setup.objective.is_sum, keeps_details=True)
-    batches = 0
     for made in job.batches("val", 0):
         if made.batch is not None:
-            scores.add(*learner.score(learner.receive(made)))
-            batches += 1
-        progress.answered(batches, scores.samples)
+            scores.add(*learner.score(learner.receive(made)), made.work.sequence)
+        progress.answered(len(scores.details), scores.samples)
         if stopping.is_set():
             break
-    return validation_result(scores, batches)
-
-
-def validation_result(scores: Scores, batches: int) -> dict[str, Any]:
-    """What ``run_validation`` returns: accuracies only where the targets are classes."""
-    result: dict[str, Any] = {
-        "total_samples": scores.samples,
-        "total_batches": batches,
-        "average_loss": scores.loss,
-        "detailed_results": scores.details,
-    }
-    if scores.accuracy is not None:
-        result |= {"accuracy": scores.accuracy, "top5_accuracy": scores.top5_accuracy}
-    return result
+    return scores.sums()
 
 
 def infer(job: Job, learner: Learner, progress: Progress, stopping: threading.Event) -> None:
     """Send the rows of every batch of the job's "infer" data, from where its owner wants to begin."""
-    wishes = Wishes(**job.terms.wishes)
+    try:
+        wishes = Wishes(**job.terms.wishes)
+    except TypeError as error:
+        raise ProtocolError(f"a loader asks for an inference that there is none of: {error}") from None
     wishes.check()
     samples = 0
     for batches, made in enumerate(job.batches("infer", 0, job.start_of("infer")), 1):

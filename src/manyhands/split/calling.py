@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from manyhands.clock import Clock
 from manyhands.errors import UsageError
 from manyhands.fleet.dialling import Dialler
-from manyhands.settings import Settings, checks
-from manyhands.split.doors import DiallingDoor, ListeningDoor
+from manyhands.settings import Settings, checks, load
+from manyhands.split.doors import DiallingDoor, Door, ListeningDoor
+from manyhands.split.jobs import Mode
 from manyhands.wire import Role
 from manyhands.wire.address import join_address, parse_address
 from manyhands.wire.known import read_invite
 
 Trainers = str | Sequence[str]
 """One address, or those of several trainers that are the ranks of one job: a host, ``host:port``, or an invite."""
+
+CALLS: Final[dict[Mode, str]] = {
+    "training": "start_training()",
+    "validation": 'start_service(mode="validation")',
+    "inference": 'start_service(mode="inference")',
+}
+"""What the trainer runs for each mode."""
 
 
 def addresses(given: Trainers) -> list[str]:
@@ -23,6 +32,19 @@ def addresses(given: Trainers) -> list[str]:
     if not found or not all(isinstance(address, str) and address.strip() for address in found):
         raise UsageError(f"gpu_host={given!r}: give the trainer's address, or a list of them")
     return found
+
+
+def doors(
+    given: Trainers | None, port: int, mode: Mode, invite: str | None, *, secure: bool, clock: Clock
+) -> list[Door]:
+    """A door to each trainer of a job. UsageError for an address that is none."""
+    if given is None:
+        raise UsageError("give gpu_host, the address of the trainer: only start_loading can listen instead")
+    settings = load(split=True)
+    return [
+        dialling(address, port, CALLS[mode], invite, settings, secure=secure, clock=clock)
+        for address in addresses(given)
+    ]
 
 
 def dialling(

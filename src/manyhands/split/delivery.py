@@ -25,6 +25,7 @@ from manyhands.errors import ManyhandsError, ProtocolError, RunFailed, Unreachab
 from manyhands.fleet.channels import Channel, Lost
 from manyhands.fleet.parcels import Parcels
 from manyhands.split.credits import Allowance
+from manyhands.split.inference.wishes import check_columns
 from manyhands.split.jobs import Fault, Made, Work
 from manyhands.split.messages import (
     MAX_SENTENCE,
@@ -48,6 +49,9 @@ from manyhands.split.workshop import Workshop
 from manyhands.tensors import Frame, encode
 
 MOST_SHOWN_FAULT: Final = 1000
+"""Characters of a bad sample's error that travel."""
+MOST_SHOWN_FAULTS: Final = 50
+"""Bad samples of a batch whose error travels; of the others the index, so that all of them fit one message."""
 
 _KINDS: Final[dict[str, type[ManyhandsError]]] = {
     kind.__name__: kind
@@ -59,7 +63,6 @@ _KINDS: Final[dict[str, type[ManyhandsError]]] = {
 class RowsCame:
     """What inference made of a batch that this delivery sent."""
 
-    delivery: Delivery
     sequence: int
     samples: int
     columns: dict[str, Any]
@@ -178,7 +181,7 @@ class Delivery:
                 self._forget(below)
             case Rows(sequence):
                 samples = self._samples.pop(sequence, 0)
-                self._inbox.put(RowsCame(self, sequence, samples, tree))
+                self._inbox.put(RowsCame(sequence, samples, check_columns(tree, samples)))
             case Over():
                 self._over(message, tree)
             case _:
@@ -264,7 +267,10 @@ class Delivery:
         made = ready.made
         if made.work.phase == "infer":
             self._samples[made.work.sequence] = len(made.indices)
-        faults = tuple(BadOne(fault.index, fault.error[:MOST_SHOWN_FAULT]) for fault in made.faults)
+        faults = tuple(
+            BadOne(fault.index, fault.error[:MOST_SHOWN_FAULT] if at < MOST_SHOWN_FAULTS else "")
+            for at, fault in enumerate(made.faults)
+        )
         self._require_channel().send(Batch(serial, made.indices, faults, made.widths), ready.body)
 
     def _say(self, message: Any) -> None:

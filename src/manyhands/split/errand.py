@@ -36,8 +36,8 @@ FAREWELL_SECONDS: Final = 10.0
 """How long the trainers may take to hear that this loader cannot go on."""
 _TICK_SECONDS: Final = 0.5
 
-OnRows = Callable[[int, int, dict[str, Any]], None]
-"""Called with (sequence, samples, columns) for each batch of an inference."""
+OnRows = Callable[[int, int, dict[str, Any]], int]
+"""Called with (sequence, samples, columns) for each batch of an inference; which one is the first it does not have."""
 
 
 @dataclass
@@ -111,10 +111,8 @@ class Errand:
                 case StreamLost(error):
                     welcomed -= 1
                     self._lost(error)
-                case RowsCame(delivery, sequence, samples, columns):
-                    if self.on_rows is not None:
-                        self.on_rows(sequence, samples, columns)
-                    delivery.kept(sequence)
+                case RowsCame():
+                    self._keep(event)
                 case JobOver(trainer):
                     welcomed -= 1
                     if event.error is not None:
@@ -126,6 +124,15 @@ class Errand:
                 case Stopped():
                     return None
         return [self._over[assignment.trainer] for assignment in self.assignments]
+
+    def _keep(self, rows: RowsCame) -> None:
+        """Take rows, and tell every trainer up to where they are kept: one that is ahead of the others waits."""
+        if self.on_rows is None:
+            return
+        below = self.on_rows(rows.sequence, rows.samples, rows.columns)
+        for delivery in self._live.values():
+            if below and delivery.is_welcome:
+                delivery.kept(below - 1)
 
     def _whom(self) -> str:
         return "; and ".join(door.whom() for door in self.doors)

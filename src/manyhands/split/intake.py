@@ -26,9 +26,11 @@ from manyhands.clock import Clock
 from manyhands.errors import BadSample, ManyhandsError, ProtocolError, RunFailed, Unreachable
 from manyhands.observe.waiting import Waiting
 from manyhands.split.feed import Figures
-from manyhands.split.jobs import Fault, Made, Phase
+from manyhands.split.jobs import Fault, Made, Phase, Work
 from manyhands.split.ledger import Lease, Ledger
-from manyhands.split.messages import Batch, Failed, Forget, Hello, Make, Need, Over, Rows
+from manyhands.split.leftout import LeftOut
+from manyhands.split.messages import MAX_BATCH_SAMPLES, Batch, Failed, Forget, Hello, Make, Need, Over, Rows
+from manyhands.split.narrow import check_widths
 from manyhands.split.plan import Plan
 from manyhands.split.seats import Bounds, Seat
 from manyhands.split.staging import Staging
@@ -83,13 +85,14 @@ class Intake:
         self._arrivals: dict[int, _Arrival] = {}
         self._failure: ManyhandsError | None = None
         self._is_stopped = False
-        self._needed = -1
+        self._needed: tuple[int, frozenset[int]] = -1, frozenset()
         self._is_over = False
         self._has_begun = False
         self._received_bytes = 0
         self._largest_bytes = 0
         self._leased_at: dict[int, float] = {}
         self._slowest_seconds: float | None = None
+        self._left_out = LeftOut()
         self._unkept: dict[int, int] = {}
         self._covered: tuple[Phase, int, int] | None = None
 
@@ -109,12 +112,13 @@ class Intake:
         if not self._seek(phase, epoch, start):
             return
         while self._is_at(phase, epoch):
-            made = self._next()
-            if made is None:
+            following = self._next()
+            if following is None:
                 return
-            yield self._staged(made)
-            del made  # its memory may be used again as soon as the trainer has let go of it
-            self._consume()
+            serial, made = following
+            yield self._staged(serial, made)
+            del following, made  # its memory may be used again as soon as the trainer has let go of it
+            self._consume(serial)
 
     def covered(self, phase: Phase, epoch: int, sequence: int) -> None:
         """See `feed.Job`."""
@@ -193,9 +197,9 @@ class Intake:
         return not self._seats and not self._has_begun
 
     def take_weights(self, seat: Seat, weights: dict[str, Tensor]) -> None:
-        """The weights that the model is to have; those of the first loader count."""
+        """The weights that the model is to have; the first that come count."""
         with self._turn:
-            if self.wants_weights and seat is self._opener:
+            if self.wants_weights:
                 self.weights, self.wants_weights = weights, False
 
     def take_seat(self, seat: Seat) -> None:
@@ -232,13 +236,15 @@ class Intake:
                 return
             seat.window.arrived(num_bytes, self._clock.monotonic())
             self._received_bytes += num_bytes
+            # First of all: what is wrong must stay leased, so that its loader's end gives it to another one.
+            made = self._checked(batch, tree)
             is_new = self._ledger.arrived(seat.number, batch.serial)
-            if is_new:
+            if made is not None and is_new:
                 self._largest_bytes = max(self._largest_bytes, num_bytes)
                 seconds = self._clock.monotonic() - self._leased_at.pop(batch.serial)
                 self._slowest_seconds = max(seconds, 0.9 * (self._slowest_seconds or 0.0))
-                made = self._checked(batch, tree)
                 self._arrivals[batch.serial] = _Arrival(made, seat, num_bytes)
+                self._left_out.add(seat.name, made)
                 self._ledger.resize(seat.number, seat.room(self._largest_bytes))
             else:
                 seat.done(batch.serial, num_bytes)
@@ -292,13 +298,15 @@ class Intake:
             work = self._ledger.work_at_head()
         return work is not None and (work.phase, work.epoch) == (phase, epoch)
 
-    def _next(self) -> Made | None:
-        """The batch at the head; None once stopped. Takes the lock."""
+    def _next(self) -> tuple[int, Made] | None:
+        """The batch at the head, with its serial number; None once stopped. Takes the lock."""
         since = self._clock.monotonic()
         while True:
             with self._turn:
-                if (made := self._ready()) is not None or self._is_stopped:
-                    return made
+                if (made := self._ready()) is not None:
+                    return self._ledger.head, made
+                if self._is_stopped:
+                    return None
                 posts = [post for seat in self._seats.values() for post in self._acks(seat, every=True)]
                 posts += [*self._needs(), *self._patient(since)]
             _say(posts)
@@ -306,16 +314,15 @@ class Intake:
                 if self._ready() is None and not self._is_stopped:
                     self._turn.wait(_TICK_SECONDS)
 
-    def _staged(self, made: Made) -> Made:
-        """The batch at the head, on the device where that takes a copy; the copy of the next one begins."""
+    def _staged(self, serial: int, made: Made) -> Made:
+        """The batch on the device where that takes a copy; the copy of the next one begins."""
         if self._staging is None:
             return made
         with self._turn:
-            head = self._ledger.head
-            following = self._arrivals.get(head + 1)
-        staged = self._staging.take(head, made)
+            following = self._arrivals.get(serial + 1)
+        staged = self._staging.take(serial, made)
         if following is not None:
-            self._staging.begin(head + 1, following.made)
+            self._staging.begin(serial + 1, following.made)
         return staged
 
     def _ready(self) -> Made | None:
@@ -327,17 +334,14 @@ class Intake:
 
     def _needs(self) -> list[_Post]:
         """Whoever owes the head may send it, also where later batches fill the window."""
-        head = self._ledger.head
-        if self._needed == head:
-            return []
+        head, (asked_for, asked) = self._ledger.head, self._needed
+        if asked_for != head:
+            asked = frozenset()
         full = [
-            self._seats[number]
-            for number in self._ledger.holders()
-            if self._seats[number].window.is_nearly_full
+            number for number in self._ledger.holders() - asked if self._seats[number].window.is_nearly_full
         ]
-        if full:
-            self._needed = head
-        return [(seat, Need(head)) for seat in full]
+        self._needed = head, asked.union(full)
+        return [(self._seats[number], Need(head)) for number in full]
 
     def _patient(self, since: float) -> list[_Post]:
         """While the trainer waits: ask other loaders for what is late, or say that there is none."""
@@ -351,12 +355,12 @@ class Intake:
         self._waiting.check(self._bounds.wait_seconds, f"no loader is left: {self._whom()}")
         return []
 
-    def _consume(self) -> None:
-        """The batch at the head is used. Takes the lock."""
+    def _consume(self, serial: int) -> None:
+        """Batch `serial`, which was at the head, is used. Takes the lock."""
         with self._turn:
-            if self._ledger.head not in self._arrivals:
+            if self._ledger.head != serial or serial not in self._arrivals:
                 return  # the trainer asked for another position meanwhile
-            serial = self._ledger.consumed()
+            self._ledger.consumed()
             arrival = self._arrivals.pop(serial)
             seat = arrival.seat
             seat.done(serial, arrival.num_bytes)
@@ -372,17 +376,17 @@ class Intake:
         for lease in leases:
             self._leased_at.setdefault(lease.serial, now)
             by_loader.setdefault(lease.loader, []).append(lease)
-        return [
-            (self._seats[loader], Make(tuple((lease.serial, lease.work) for lease in mine)))
-            for loader, mine in by_loader.items()
-        ]
+        return [(self._seats[loader], make) for loader, mine in by_loader.items() for make in _messages(mine)]
 
     def _acks(self, seat: Seat, *, every: bool = False) -> list[_Post]:
         used = seat.used(every=every) if seat.number in self._seats else None
         return [] if used is None else [(seat, used)]
 
-    def _checked(self, batch: Batch, tree: Any) -> Made:
+    def _checked(self, batch: Batch, tree: Any) -> Made | None:
+        """What a loader says that it made; None where nobody needs it any more."""
         work = self._ledger.work(batch.serial)
+        if work is None:
+            return None
         faults = tuple(Fault(bad.index, bad.error) for bad in batch.faults)
         bad = {fault.index for fault in faults}
         # A loader is believed in what its samples hold, and not in which ones it was asked for.
@@ -392,6 +396,9 @@ class Intake:
                 f"a loader sent other samples than batch {work.sequence} of epoch {work.epoch} asks for: is its "
                 "dataset another one?"
             )
+        if (tree is None) != (not expected):
+            raise ProtocolError(f"a loader says that it sent {len(expected)} samples, and sent {_told(tree)}")
+        check_widths(tree, batch.widths)
         return Made(work, tree, batch.indices, faults, batch.widths)
 
     def _opener_is_here(self) -> bool:
@@ -414,6 +421,24 @@ class Intake:
                 self._turn.wait(_TICK_SECONDS)
                 if self._is_stopped and self._clock.monotonic() - since > FAREWELL_SECONDS:
                     return
+
+
+def _messages(leases: list[Lease]) -> Iterator[Make]:
+    """The leases of one loader, with so many indices in each message as fit."""
+    batch: list[tuple[int, Work]] = []
+    num_indices = 0
+    for lease in leases:
+        if batch and num_indices + len(lease.work.indices) > MAX_BATCH_SAMPLES:
+            yield Make(tuple(batch))
+            batch, num_indices = [], 0
+        batch.append((lease.serial, lease.work))
+        num_indices += len(lease.work.indices)
+    if batch:
+        yield Make(tuple(batch))
+
+
+def _told(tree: Any) -> str:
+    return "none" if tree is None else "a batch"
 
 
 def _say(posts: list[_Post]) -> None:

@@ -123,9 +123,10 @@ class Ledger:
         """It may be given so many at once from now on."""
         self._members[loader].capacity = max(1, capacity)
 
-    def work(self, serial: int) -> Work:
-        """The work of a serial number that is not consumed yet."""
-        return self._entries[serial].work
+    def work(self, serial: int) -> Work | None:
+        """The work of a serial number; None where it is consumed, was forgotten, or never was."""
+        entry = self._entries.get(serial)
+        return None if entry is None else entry.work
 
     def leave(self, loader: int) -> list[Work]:
         """A loader is gone; the works that must be made by another one now."""

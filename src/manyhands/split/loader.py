@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import msgspec
 from torch import Tensor
@@ -16,11 +16,10 @@ from manyhands.fleet.signals import Signals
 from manyhands.settings import checks, load
 from manyhands.settings.defaults import default, settled
 from manyhands.split import calling
-from manyhands.split.data import dataset_length, is_stream, open_dataset, split_dataset
+from manyhands.split.data import is_stream
 from manyhands.split.delivery import Assignment, JobOver
 from manyhands.split.doors import Door, ListeningDoor
 from manyhands.split.errand import Errand, OnRows
-from manyhands.split.fingerprint import fingerprint
 from manyhands.split.inference.collecting import InOrder
 from manyhands.split.inference.sinks import open_sink
 from manyhands.split.inference.wishes import Wishes
@@ -28,25 +27,18 @@ from manyhands.split.jobs import Mode, Phase
 from manyhands.split.making.starting import count_workers
 from manyhands.split.meeting import log_file
 from manyhands.split.messages import Hello
-from manyhands.split.narrow import check_transfer_dtype
 from manyhands.split.recipe import PreprocessingFn, Recipe
+from manyhands.split.supply import Supply
 from manyhands.split.terms import Share, Terms
 from manyhands.split.training.record import History, empty_history
+from manyhands.split.training.scores import Scores
 from manyhands.split.training.weights import read_weights, write_weights
 from manyhands.training.stopping import early_stopping as early_stopping_rule
 
-DEFAULT_BATCH_SIZE: Final = 64
 _PER_WORKER: Final = 2
 """Batches that a worker may be at or have done, as a local DataLoader's."""
 _AHEAD: Final = 2
 """... and besides: one on its way, one to be sent next."""
-
-_CALLS: Final[dict[Mode, str]] = {
-    "training": "start_training()",
-    "validation": 'start_service(mode="validation")',
-    "inference": 'start_service(mode="inference")',
-}
-"""What the trainer runs for each mode."""
 
 
 class CPULoader:
@@ -68,9 +60,7 @@ class CPULoader:
         self.secure = secure
         self._given_invite = invite
         self._clock: Clock = SystemClock()
-        self._recipes: dict[Phase, Recipe] = {}
-        self._batch_size: int | None = None
-        self._shuffle = False
+        self._supply = Supply()
         self._errand: Errand | None = None
         self._door: ListeningDoor | None = None
         self._weights_to_send: dict[str, Tensor] | None = None
@@ -99,27 +89,17 @@ class CPULoader:
         ``transfer_dtype`` ("uint8", "float16", "bfloat16") narrows inputs on the wire, and the trainer widens them.
         ``seed`` decides the order and every random number that samples draw. UsageError for what cannot be.
         """
-        size = settled(batch_size)
-        checks.whole("batch_size", size, 1)
-        checks.whole("seed", seed, -(1 << 62), 1 << 62)
-        checks.callables(collate_fn=collate_fn)
-        narrow = settled(transfer_dtype)
-        check_transfer_dtype(narrow)
-        prepare = _by_phase(preprocessing_fn)
-        given = open_dataset(dataset)
-        if val_split and val_dataset is not None:
-            raise UsageError("give val_split or val_dataset, not both")
-        sets: dict[Phase, Any] = {"train": given}
-        if val_split:
-            sets["train"], sets["val"] = split_dataset(given, val_split, seed)
-        elif val_dataset is not None:
-            sets["val"] = open_dataset(val_dataset, "val_dataset")
-        self._recipes = {
-            phase: Recipe(data, seed, collate_fn, prepare.get(phase), narrow) for phase, data in sets.items()
-        }
-        self._base = Recipe(given, seed, collate_fn, None, narrow)
-        self._prepare = prepare
-        self._batch_size, self._shuffle = size, bool(shuffle)
+        self._supply = Supply.of(
+            dataset,
+            settled(batch_size),
+            shuffle,
+            preprocessing_fn,
+            val_split,
+            val_dataset,
+            settled(transfer_dtype),
+            collate_fn,
+            seed,
+        )
 
     # ---- jobs ----
 
@@ -139,7 +119,7 @@ class CPULoader:
         5, "min_delta": 0.001, "restore_best": True}``. A trainer that is away is waited for. After `stop` the history
         is empty.
         """
-        recipes = self._require()
+        recipes = self._supply.training()
         count = settled(epochs)
         checks.whole("epochs", count, 1)
         early_stopping_rule(early_stopping)
@@ -147,9 +127,9 @@ class CPULoader:
             raise UsageError(
                 "early_stopping needs validation data: give setup_dataset val_split or val_dataset"
             )
-        shuffle = self._shuffle and not is_stream(recipes["train"].dataset)
+        shuffle = self._supply.shuffle and not is_stream(recipes["train"].dataset)
         terms = msgspec.structs.replace(
-            self._terms("training", recipes, None),
+            self._supply.terms("training", recipes),
             shuffle=shuffle,
             epochs=count,
             early_stopping=early_stopping,
@@ -170,7 +150,7 @@ class CPULoader:
 
     def run_validation(
         self,
-        gpu_host: str | None,
+        gpu_host: calling.Trainers | None,
         val_dataset: Any = None,
         batch_size: int | None = None,
         gpu_port: int = default("network.port"),
@@ -178,16 +158,17 @@ class CPULoader:
         """The scores of the trainer's model on ``val_dataset``, or on what `setup_dataset` was given for it.
 
         ``total_samples, total_batches, average_loss`` (a mean over samples) and ``detailed_results``; ``accuracy`` and
-        ``top5_accuracy`` where the targets are classes. The trainer runs ``start_service(mode="validation")``.
+        ``top5_accuracy`` where the targets are classes. The trainer runs ``start_service(mode="validation")``; a list
+        of trainers share the batches.
         """
-        recipe = self._recipe("val", val_dataset, "val_dataset")
-        terms = self._terms("validation", {"val": recipe}, batch_size)
+        recipe = self._supply.recipe("val", val_dataset, "val_dataset")
+        terms = self._supply.terms("validation", {"val": recipe}, batch_size)
         overs = self._run({"val": recipe}, terms, self._dialled(gpu_host, gpu_port, "validation"))
-        return {} if overs is None else dict(overs[0].result or {})
+        return {} if overs is None else Scores.together([over.result or {} for over in overs]).result()
 
     def run_inference(
         self,
-        gpu_host: str | None,
+        gpu_host: calling.Trainers | None,
         inference_dataset: Any = None,
         batch_size: int | None = None,
         top_k: int = 1,
@@ -203,14 +184,16 @@ class CPULoader:
 
         ``indices`` are those of the dataset. ``output`` is a folder that the columns are written to as they come, in
         bounded memory; where it holds a part of this inference, it goes on there. The trainer runs
-        ``start_service(mode="inference")``.
+        ``start_service(mode="inference")``; a list of trainers share the batches.
         """
-        recipe = self._recipe("infer", inference_dataset, "inference_dataset")
+        recipe = self._supply.recipe("infer", inference_dataset, "inference_dataset")
         wishes = Wishes(
             top_k, confidence_threshold, return_details, return_full_probabilities, return_raw_outputs
         )
         plain = msgspec.to_builtins(wishes)
-        terms = msgspec.structs.replace(self._terms("inference", {"infer": recipe}, batch_size), wishes=plain)
+        terms = msgspec.structs.replace(
+            self._supply.terms("inference", {"infer": recipe}, batch_size), wishes=plain
+        )
         config = {**plain, "batch_size": terms.batch_size}
         sink = open_sink(output, wishes, config, terms.lengths["infer"], self._clock)
         try:
@@ -266,49 +249,9 @@ class CPULoader:
 
     # ---- inside ----
 
-    def _require(self) -> dict[Phase, Recipe]:
-        if not self._recipes:
-            raise UsageError("this loader has no data: call setup_dataset(dataset) first")
-        return self._recipes
-
-    def _recipe(self, phase: Phase, given: Any, name: str) -> Recipe:
-        """The recipe of a job of one phase: of `given`, else of what was set up for it."""
-        if given is None:
-            ready = self._require().get(phase)
-            return ready if ready is not None else self._changed(phase, self._base.dataset)
-        return self._changed(phase, open_dataset(given, name))
-
-    def _changed(self, phase: Phase, dataset: Any) -> Recipe:
-        if not self._recipes:
-            return Recipe(dataset)
-        base = self._base
-        return Recipe(dataset, base.seed, base.collate_fn, self._prepare.get(phase), base.transfer_dtype)
-
-    def _terms(self, mode: Mode, recipes: Mapping[Phase, Recipe], batch_size: int | None) -> Terms:
-        size = batch_size if batch_size is not None else self._batch_size or DEFAULT_BATCH_SIZE
-        checks.whole("batch_size", size, 1)
-        lengths = {phase: dataset_length(recipe.dataset, phase) for phase, recipe in recipes.items()}
-        seed = next(iter(recipes.values())).seed
-        return Terms(mode, lengths, size, seed=seed, fingerprint=fingerprint(recipes))
-
     def _dialled(self, gpu_host: calling.Trainers | None, gpu_port: int, mode: Mode) -> list[Door]:
-        if gpu_host is None:
-            raise UsageError(
-                "give gpu_host, the address of the trainer: only start_loading can listen instead"
-            )
-        settings, port = load(split=True), settled(gpu_port)
-        return [
-            calling.dialling(
-                address,
-                port,
-                _CALLS[mode],
-                self._given_invite,
-                settings,
-                secure=self.secure,
-                clock=self._clock,
-            )
-            for address in calling.addresses(gpu_host)
-        ]
+        port = settled(gpu_port)
+        return calling.doors(gpu_host, port, mode, self._given_invite, secure=self.secure, clock=self._clock)
 
     def _run(
         self,
@@ -322,7 +265,8 @@ class CPULoader:
         if self._errand is not None:
             raise UsageError("this loader is at work already: stop() it first, or make another one")
         settings = load(split=True)
-        workers = count_workers(recipes, settled(self.num_workers))
+        num_workers = settled(self.num_workers)
+        workers = count_workers(recipes, num_workers)
         hello = Hello(
             terms,
             socket.gethostname()[:64],
@@ -340,7 +284,7 @@ class CPULoader:
             for rank in range(len(doors))
         ]
         self._errand = Errand(
-            recipes, workers, doors, assignments, self._clock, settings.network.wait_timeout, on_rows
+            recipes, num_workers, doors, assignments, self._clock, settings.network.wait_timeout, on_rows
         )
         try:
             with log_file(settings), Signals(self.stop, "handing back what is leased") as signals:
@@ -350,21 +294,6 @@ class CPULoader:
         signals.end()
         self._weights_to_send = None
         return overs
-
-
-def _by_phase(
-    given: PreprocessingFn | Mapping[str, PreprocessingFn] | None,
-) -> dict[Phase, PreprocessingFn]:
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        checks.callables(preprocessing_fn=given)
-        return {"train": given}
-    strangers = sorted(set(given) - set(get_args(Phase)))
-    if strangers:
-        raise UsageError(f"preprocessing_fn has {strangers}: its phases are {', '.join(get_args(Phase))}")
-    checks.callables(**{f"preprocessing_fn[{phase!r}]": function for phase, function in given.items()})
-    return {phase: given[phase] for phase in get_args(Phase) if phase in given}
 
 
 def _of_share(hello: Hello, share: Share) -> Hello:

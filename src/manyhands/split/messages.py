@@ -26,7 +26,8 @@ from manyhands.split.jobs import Width, Work
 from manyhands.split.terms import Terms
 
 MAX_SENTENCE = 2000
-MAX_BATCH_SAMPLES = 1 << 24
+MAX_BATCH_SAMPLES = 100_000
+"""Their indices must fit one message: 1 MiB, and at most nine bytes each."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 _Index = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]

@@ -22,6 +22,8 @@ from manyhands.training.batch import TARGET_NAMES, Batch
 NARROW: Final = ("uint8", "float16", "bfloat16", "float32")
 """What `transfer_dtype` may be."""
 _STEPS: Final = 255
+_WIDE: Final = frozenset(name for name, dtype in dtypes.DTYPES.items() if dtype.is_floating_point)
+"""What a narrowed tensor may become again."""
 
 Widths = tuple[Width | None, ...]
 """For each tensor of a batch, in order: how to widen it, None where it is as it was."""
@@ -60,6 +62,21 @@ def widen(batch: Batch, widths: Sequence[Width | None]) -> Batch:
     if left:
         raise ProtocolError(f"a batch came with {len(widths)} widths and {len(widths) - len(left)} tensors")
     return widened
+
+
+def check_widths(batch: Batch, widths: Sequence[Width | None]) -> None:
+    """ProtocolError where `widen` could not do with these, which came with the batch."""
+    if not widths:
+        return
+    tensors: list[Tensor] = []
+    _mapped(batch, tensors.append)
+    if len(widths) != len(tensors):
+        raise ProtocolError(f"a batch came with {len(widths)} widths and {len(tensors)} tensors")
+    for width in widths:
+        if width is not None and width.dtype not in _WIDE:
+            raise ProtocolError(
+                f"a tensor of a batch is to become {width.dtype!r}, which is no floating dtype"
+            )
 
 
 class _Narrowing:
@@ -117,11 +134,16 @@ class _Narrowing:
                     f'transfer_dtype="uint8" takes values from 0 to 1, or whole numbers from 0 to 255, and this batch '
                     f"holds {low:g} to {high:g}: normalise in the model instead of the dataset, or send float16"
                 )
-        elif max(abs(low), abs(high)) > torch.finfo(self._to).max and torch.isfinite(tensor).all():
+        elif not max(abs(low), abs(high)) <= torch.finfo(self._to).max and self._overflows(tensor):
+            low, high = (float(value) for value in torch.aminmax(tensor[torch.isfinite(tensor)]))
             raise UsageError(
                 f"transfer_dtype reaches {torch.finfo(self._to).max:g}, and this batch holds {low:g} to {high:g}: "
                 "send bfloat16, or scale the data"
             )
+
+    def _overflows(self, tensor: Tensor) -> bool:
+        """Whether a number would become infinite; what is infinite, or no number, stays what it is."""
+        return bool((torch.isfinite(tensor) & ~torch.isfinite(tensor.to(self._to))).any())
 
 
 def _widened(tensor: Tensor, left: list[Width | None]) -> Tensor:

@@ -4,7 +4,7 @@
 
     epoch 0, train     [7 4 2 9][1 5 0 8][6 3]     the order of a real DataLoader(range(n), generator=…)
     sequence               0        1      2
-    two trainers         rank 0   rank 1  rank 0    sequence % trainers == rank
+    two trainers         rank 0   rank 1  rank 0    sequence % trainers == rank; training's validation: all
     serial            0 1 2 | 3 4 | 5 6 7 | 8 9     over train and val of every epoch, in the order of need
 
 A bare ``torch.randperm`` does not give a DataLoader's order: each of its epochs draws a seed for workers besides.
@@ -102,8 +102,10 @@ class Plan:
         """The share's works of one leg, those with a sequence below `start` left out."""
         length, size, share = self.terms.lengths.get(phase, 0), self.terms.batch_size, self.terms.share
         order: Tensor | None = None
+        # The ranks of a training job have equal weights, and must decide alike: each validates on everything.
+        is_shared = not (self.terms.mode == "training" and phase == "val")
         for sequence in range(start, self.num_batches(phase)):
-            if sequence % share.trainers != share.rank:
+            if is_shared and sequence % share.trainers != share.rank:
                 continue
             first, end = sequence * size, min((sequence + 1) * size, length)
             if phase == "train" and self.terms.shuffle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,30 +13,26 @@ import torch
 from torch import nn
 
 from manyhands.clock import Clock, SystemClock
-from manyhands.errors import ManyhandsError, RunFailed, UsageError
+from manyhands.errors import ManyhandsError, UsageError
 from manyhands.fleet.signals import Signals
-from manyhands.observe.metrics import open_log
-from manyhands.observe.progress import Progress, open_progress
 from manyhands.observe.waiting import tell
 from manyhands.settings import checks, load
 from manyhands.settings.defaults import default, settled
-from manyhands.split.answering import infer, validate
 from manyhands.split.doors import DiallingDoor, ListeningDoor
-from manyhands.split.feed import Job
 from manyhands.split.jobs import Mode
 from manyhands.split.meeting import announce, bounds_of, dialling, listening, log_file
 from manyhands.split.reception import Reception
-from manyhands.split.showing import Display
-from manyhands.split.training.fitting import Fit
+from manyhands.split.service import Keeping, Service
 from manyhands.split.training.learner import Learner
 from manyhands.split.training.record import History, empty_history
-from manyhands.split.training.saving import Resume, Saver
+from manyhands.split.training.saving import Resume
 from manyhands.split.training.setup import Setup
 from manyhands.split.training.weights import put_weights, read_weights, write_weights
 from manyhands.training.device import pick_device
 from manyhands.training.state import ModelState
 from manyhands.training.step import Precision
-from manyhands.training.stopping import EarlyStopping, early_stopping
+
+logger = logging.getLogger(__name__)
 
 
 class GPUTrainer:
@@ -72,7 +69,6 @@ class GPUTrainer:
         self._given_invite = invite
         self._clock: Clock = SystemClock()
         self._learner: Learner | None = None
-        self._is_prepared = False
         self._reception: Reception | None = None
         self._door: ListeningDoor | None = None
         self._stopping = threading.Event()
@@ -116,7 +112,6 @@ class GPUTrainer:
         setup.check()
         device = settled(self.device)
         self._learner = Learner(setup, pick_device(device))
-        self._is_prepared = False
 
     @property
     def model(self) -> nn.Module:
@@ -144,7 +139,7 @@ class GPUTrainer:
         self._check()
         with self._receiving("training", cpu_host, cpu_port) as reception:
             job = reception.next_job()
-            return empty_history() if job is None else self._train(job)
+            return empty_history() if job is None else self._service().train(job)
 
     def start_service(self, mode: Mode = "validation") -> None:
         """Serve one job after another, until `stop` or Ctrl-C: ``"validation"``, ``"inference"`` or ``"training"``.
@@ -155,11 +150,13 @@ class GPUTrainer:
             raise UsageError(f"mode={mode!r} is not one of {', '.join(map(repr, get_args(Mode)))}")
         self._check()
         with self._receiving(mode, None, None) as reception:
+            service = self._service()
             while not self._stopping.is_set() and (job := reception.next_job()) is not None:
                 try:
-                    self._serve(job)
-                except ManyhandsError as error:
-                    tell(f"a job of {mode} failed, and the next one may come: {error}")
+                    service.do(job)
+                except Exception as error:  # what one job brings must not end the service for others
+                    tell(f"a job of {mode} failed, and the next one may come: {_first_line(error)}")
+                    logger.info("a job of %s failed", mode, exc_info=True)
 
     def stop(self) -> None:
         """End after the batch that is computed now, saving it; from any thread. Returns at once."""
@@ -232,101 +229,15 @@ class GPUTrainer:
         """Say how loaders come here."""
         announce(door, mode)
 
-    def _serve(self, job: Job) -> None:
-        """Do one job, and tell its loaders how it ended: of one that was stopped in the middle there is no result."""
-        if job.terms.mode == "training":
-            self._train(job)
-            return
-        with self._told(job), self._display(job) as display:
-            learner = self._ready()
-            if job.weights is not None:
-                put_weights(job.weights, self.model)
-            result: dict[str, Any] = {}
-            if job.terms.mode == "validation":
-                result = validate(job, learner, display, self._stopping)
-            else:
-                infer(job, learner, display, self._stopping)
-            if self._stopping.is_set():
-                raise RunFailed(
-                    f"the trainer was stopped in the middle of this {job.terms.mode}: start it again and repeat the "
-                    "call; an inference with output= goes on where it was"
-                )
-            job.finish(result)
+    def _service(self) -> Service:
+        keeping = None
+        if self.checkpoint_dir is not None:
+            keeping = Keeping(self.checkpoint_dir, self.resume, self.checkpoint_interval)
+        return Service(self._ready(), self._clock, self._stopping, self.log, keeping)
 
-    def _train(self, job: Job) -> History:
-        with self._told(job), self._display(job) as display:
-            learner = self._ready()
-            if not self._is_prepared:
-                learner.prepare()
-                self._is_prepared = True
-            if job.weights is not None:
-                put_weights(job.weights, self.model)
-            rule = early_stopping(job.terms.early_stopping)
-            validates = "val" in job.terms.lengths
-            if rule is not None and not validates:
-                raise UsageError(
-                    "early_stopping needs validation data: give setup_dataset val_split or val_dataset"
-                )
-            fit = Fit(
-                job,
-                learner,
-                job.terms.epochs,
-                self._clock,
-                display,
-                validates,
-                EarlyStopping(**rule) if rule is not None else None,
-                stopping=self._stopping,
-            )
-            if self.checkpoint_dir is not None:
-                self._attach_saver(fit, job, self.checkpoint_dir)
-            history = fit.run()
-            job.finish(history, learner.state.named_once()[0])
-            return history
 
-    def _attach_saver(self, fit: Fit, job: Job, folder: Path) -> None:
-        terms = job.terms
-        identity = {
-            "lengths": dict(terms.lengths),
-            "batch_size": terms.batch_size,
-            "shuffle": terms.shuffle,
-            "seed": terms.seed,
-            "share": [terms.share.rank, terms.share.trainers],
-            "dataset": terms.fingerprint,
-            "precision": fit.learner.setup.precision,
-        }
-        fit.saver, found = Saver.open(folder, self.resume, self.checkpoint_interval, identity, self._clock)
-        if found is not None:
-            for note in found.skipped:
-                tell(note)
-            fit.record = fit.saver.restore(found, fit.learner, fit.early)
-            tell(f"going on from {found.path}: epoch {fit.record.epoch}, batch {fit.record.sequence}")
-
-    @contextmanager
-    def _told(self, job: Job) -> Iterator[None]:
-        """Loaders hear of whatever ends their job in the middle."""
-        try:
-            yield
-        except ManyhandsError as error:
-            job.fail(error)
-            raise
-        except Exception as error:
-            job.fail(RunFailed(f"the trainer failed: {type(error).__name__}: {error}"))
-            raise
-
-    @contextmanager
-    def _display(self, job: Job) -> Iterator[Display]:
-        log = open_log(self.log)
-        display = Display(job, self._open_bar, log, self._clock, job.terms.epochs)
-        try:
-            yield display
-        finally:
-            display.close()
-            log.close()
-
-    def _open_bar(self) -> Progress:
-        settings = load(split=True)
-        return open_progress(
-            self._clock,
-            bars=settings.monitoring.progress_bars,
-            line_seconds=settings.advanced.plain_line_seconds,
-        )
+def _first_line(error: Exception) -> str:
+    """What one of ours says; of another one its kind too."""
+    if isinstance(error, ManyhandsError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -38,6 +38,7 @@ class Visitor:
         self._seat: Seat | None = None
         self._welcomed_at = 0.0
         self._num_bytes = 0
+        self._gave_weights = False
         self._is_done = False
 
     @property
@@ -108,7 +109,10 @@ class Visitor:
             self._job.may_send(self._seat, num_bytes)
             self._num_bytes = num_bytes
             return self._reception.memory(num_bytes)
-        if isinstance(message, Weights) and self._job is not None and self._job.wants_weights:
+        is_owed = self._hello is not None and self._hello.has_weights and not self._gave_weights
+        if isinstance(message, Weights) and self._seat is not None and is_owed:
+            # Also where the job has some by now: of another loader, or of this one's stream that broke.
+            self._gave_weights = True
             return allocate(num_bytes)
         raise ProtocolError(
             f"a loader sent {num_bytes} bytes with {type(message).__name__}, which takes none now"

@@ -6,6 +6,8 @@ package begins at a multiple of 64 bytes, as torch's own do. CPU memory only; kn
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -21,6 +23,10 @@ ALIGNMENT: Final = 64
 _CASTABLE: Final = frozenset(
     {torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool}
 )
+
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_MAX: Final = -4
+"""Of glibc's mallopt(3)."""
 
 Strides = tuple[int, ...]
 Bytes = npt.NDArray[np.uint8]
@@ -40,6 +46,19 @@ def allocate(num_bytes: int) -> Tensor:
     memory = torch.empty(num_bytes + ALIGNMENT, dtype=torch.uint8, device="cpu")
     start = -memory.data_ptr() % ALIGNMENT
     return memory[start : start + num_bytes]
+
+
+def keep_freed_memory() -> None:
+    """Let this process use freed memory again for what comes next, where the C library can be told to.
+
+    glibc gives large blocks back to the system, which hands them out anew page by page: to stack a batch of 38 MB
+    took 20 ms instead of 6, and a pool's step that moves 160 MB met 13,000 page faults, a tenth of its processor
+    time. What the process holds is then the most it ever needed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def contiguous_strides(shape: Sequence[int]) -> Strides:

@@ -1,4 +1,4 @@
-"""A pool against one process, for any target: the oracle that ``manyhands verify`` runs, as a function.
+"""A pool or a pipeline against one process, for any target: what ``manyhands verify`` runs, as a function.
 
 The coordinator's first checkpoint gives the reference its starting weights, and its last one is compared, so
 that only what training did can differ. Both load the target, under the same seed; one that makes other data
@@ -16,12 +16,21 @@ import torch
 from torch import Tensor
 
 from manyhands.errors import RunFailed
-from manyhands.pool.target import Parts, change_options, load_server, make_quiet, parts_of, run_reference
+from manyhands.pool.target import (
+    Parts,
+    change_options,
+    find_object,
+    load_server,
+    make_quiet,
+    parts_of,
+    run_reference,
+)
 from manyhands.store import checkpoint
 from manyhands.store.runs import latest_run, run_folder
 from manyhands.testing.cluster import LocalCluster
+from manyhands.testing.pipelines import makes_pipeline, train_both
 from manyhands.training.seeds import seed_generators
-from manyhands.training.state import ModelState
+from manyhands.training.state import ModelState, named_sha256
 
 
 @dataclass(frozen=True)
@@ -54,11 +63,15 @@ def compare(
     arguments: Mapping[str, Any] | None = None,
     timeout_seconds: float = 600.0,
 ) -> Comparison:
-    """Train the first `steps` steps of `target` with node processes, and again here; what differs.
+    """Train the first `steps` steps of `target` with node or worker processes, and again here; what differs.
+
+    A target is a server's (see `pool.target`), or a function of ``workers`` (see `testing.pipelines`).
 
     Callbacks, logs, validation and early stopping of the server are left out. Raises what the run raises.
     """
     seed_generators(0)
+    if makes_pipeline(maker := find_object(target)):
+        return _compare_pipeline(maker, nodes, steps)
     server = load_server(target, arguments)
     own = parts_of(server).options.max_steps
     options = {"max_steps": steps if own is None else min(steps, own), "numerics": "strict"}
@@ -76,6 +89,20 @@ def compare(
     classes = ", ".join(sorted(report["numeric_classes"]))
     return Comparison(
         report["nodes_seen"], report["steps"], classes, largest, name, report["weights_sha256"], reference
+    )
+
+
+def _compare_pipeline(maker: Any, num_workers: int, steps: int) -> Comparison:
+    sides = train_both(maker, num_workers, steps)
+    largest, name = difference(sides.workers, sides.alone)
+    return Comparison(
+        num_workers,
+        sides.steps,
+        ", ".join(sorted(sides.devices)),
+        largest,
+        name,
+        named_sha256(sides.workers),
+        named_sha256(sides.alone),
     )
 
 

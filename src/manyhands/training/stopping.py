@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +48,8 @@ class EarlyStopping:
     def update(self, loss: float, accuracy: float | None, model: nn.Module) -> bool:
         """Take one validation; True when the run should stop."""
         value = loss if self.monitor == "val_loss" else -(accuracy or 0.0)
-        if self.best is None or value < self.best - self.min_delta:
+        is_better = not math.isnan(value) and (self.best is None or value < self.best - self.min_delta)
+        if is_better:
             self.best, self.waited = value, 0
             if self.restore_best:
                 self.best_state = {name: t.detach().clone() for name, t in model.state_dict().items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from manyhands.errors import Refused, UsageError
 from manyhands.wire.admission import Role
 from manyhands.wire.invite import Invite
 from manyhands.wire.private import private_folder, read_private, write_private
+
+_COMMAND = re.compile(r"^manyhands\s+[a-z]+\s+(?=mh://)")
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -86,20 +89,30 @@ def find_invite(
 
 
 def read_invite(text: str) -> Invite:
-    """An invite from its line, or from the file that `@file` names. Raises `UsageError`."""
+    """An invite from its line, or from the file that `@file` names. Raises `UsageError`.
+
+    Either may hold the whole command that was printed: ``manyhands join mh://...``.
+    """
     text = text.strip()
     if not text.startswith("@"):
-        return Invite.parse(text)
+        return Invite.parse(_without_command(text))
     path = Path(text[1:]).expanduser()
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(f"the invite file {path} cannot be read: {reason}") from None
-    found = [line for line in lines if line.strip().startswith("mh://")]
+    found = [line for line in map(_without_command, lines) if line.startswith("mh://")]
     if len(found) != 1:
-        raise UsageError(f"the invite file {path} holds {len(found)} lines that start with mh://, not one")
+        raise UsageError(
+            f"the invite file {path} holds {len(found)} lines with an invite (mh://...), not one"
+        )
     return Invite.parse(found[0])
+
+
+def _without_command(line: str) -> str:
+    """What follows ``manyhands join`` (or ``worker``, ``status``) in a line that was copied whole."""
+    return _COMMAND.sub("", line.strip())
 
 
 def _path(state_dir: Path, port: int) -> Path:

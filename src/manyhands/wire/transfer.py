@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -39,13 +39,26 @@ def _cut(body: memoryview, chunk_bytes: int) -> Iterator[Chunk]:
         yield offset, body[offset : offset + chunk_bytes]
 
 
+class Place(Protocol):
+    """Where a body can be put as it arrives."""
+
+    @property
+    def bytes(self) -> memoryview:
+        """Writable, contiguous, of the body's size."""
+        ...
+
+
 @dataclass(frozen=True)
 class Body:
-    """A transfer that arrived whole: `chunks` are in order, without holes, and make `num_bytes`."""
+    """A transfer that arrived whole: `chunks` are in order, without holes, and make `num_bytes`.
+
+    With a `place`, that is where they are, as one.
+    """
 
     transfer: int
     num_bytes: int
     chunks: tuple[Chunk, ...]
+    place: Place | None = None
 
     def copy_into(self, target: Tensor) -> None:
         """Copy the body into `target`, uint8 ``(num_bytes,)`` contiguous on the CPU; else UsageError."""
@@ -71,6 +84,7 @@ class Body:
 @dataclass
 class _Open:
     num_bytes: int
+    place: Place | None = None
     received: int = 0
     chunks: list[Chunk] = field(default_factory=list)
 
@@ -96,8 +110,11 @@ class Incoming:
     def __len__(self) -> int:
         return len(self._open)
 
-    def announce(self, transfer: int, num_bytes: int) -> Body | None:
+    def announce(self, transfer: int, num_bytes: int, place: Place | None = None) -> Body | None:
         """Expect `num_bytes` for `transfer`; one of zero bytes is whole at once and returned.
+
+        With a `place` its chunks are copied there as they come, while they are in the processor's cache, and are
+        not kept; what is there before the body is whole means nothing.
 
         ProtocolError where the id is 0 or in use, the size is negative, or a cap would be passed.
         """
@@ -116,12 +133,12 @@ class Incoming:
             raise ProtocolError(
                 f"transfer {transfer} was announced beside {len(self._open)} open ones, the most allowed"
             )
-        self._open[transfer] = _Open(num_bytes)
+        self._open[transfer] = _Open(num_bytes, place)
         self._open_bytes += num_bytes
         return None
 
     def feed(self, transfer: int, offset: int, payload: memoryview) -> Body | None:
-        """Take the next chunk, kept without a copy; returns the body that it makes whole, else None.
+        """Take the next chunk, kept without a copy where it has no place; returns the body that it makes whole, else None.
 
         ProtocolError, and nothing kept of the chunk, where it is for no open transfer, out of order, too
         long, or shorter than 4096 bytes without being the last.
@@ -143,12 +160,16 @@ class Incoming:
             raise ProtocolError(
                 f"transfer {transfer} sent a chunk of {size} bytes; {MIN_CHUNK_BYTES} is the least"
             )
-        entry.chunks.append((offset, _kept(payload)))
+        if entry.place is not None:
+            entry.place.bytes[offset:end] = payload
+        else:
+            entry.chunks.append((offset, _kept(payload)))
         entry.received = end
         if end < entry.num_bytes:
             return None
         self.drop(transfer)
-        return Body(transfer, entry.num_bytes, tuple(entry.chunks))
+        whole = entry.chunks if entry.place is None else [(0, entry.place.bytes)]
+        return Body(transfer, entry.num_bytes, tuple(whole), entry.place)
 
     def drop(self, transfer: int) -> bool:
         """Forget `transfer` and what came of it; False where it is not open."""

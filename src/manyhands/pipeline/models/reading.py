@@ -66,6 +66,8 @@ def read(model: Any, example: Example | None = None) -> Reading:
             raise UsageError(
                 "a module says no shapes: give one batch with it, read(model, Example(x, extra))"
             )
+        if isinstance(model, nn.Sequential) and not len(model):
+            raise UsageError("this nn.Sequential holds no layer, so there is nothing to place")
         return read_module(model, example)
     if isinstance(model, list | tuple) and len(model):
         from manyhands.pipeline.models.layer_list import read_layers

@@ -30,6 +30,12 @@ def parts(value: Tensor, num_micro_batches: int, *, batched: bool = True) -> tup
     return value.tensor_split(num_micro_batches)
 
 
+def share(value: Tensor, num_micro_batches: int, span: range) -> Tensor:
+    """The samples of the micro-batches in `span`, as a view: parted into as many, they are those of the whole."""
+    lengths = [len(part) for part in parts(value, num_micro_batches)]
+    return value.narrow(0, sum(lengths[: span.start]), sum(lengths[span.start : span.stop]))
+
+
 def factors(objective: Objective, targets: Sequence[Tensor]) -> tuple[float, ...]:
     """What each micro-batch's loss is multiplied by, from the targets of each; 1 throughout for sums.
 

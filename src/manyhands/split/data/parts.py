@@ -35,8 +35,8 @@ def split_dataset(dataset: Any, val_split: float, seed: int = 0) -> tuple[Any, A
     Returns (training, validation), each in the order of the whole. The same on every machine. UsageError where
     `val_split` is not between 0 and 1, one side would be empty, or the dataset is iterable.
     """
-    if not 0.0 < val_split < 1.0:
-        raise UsageError(f"val_split is {val_split}: give a share of the samples, between 0 and 1, as 0.2")
+    if not isinstance(val_split, int | float) or not 0.0 < val_split < 1.0:
+        raise UsageError(f"val_split is {val_split!r}: give a share of the samples, between 0 and 1, as 0.2")
     if is_stream(dataset):
         raise UsageError(
             f"val_split cannot cut {type(dataset).__name__}, which is iterable and has no indices: give val_dataset"

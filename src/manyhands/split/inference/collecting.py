@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from manyhands.split.inference.wishes import Columns
+from manyhands.split.inference.wishes import Columns, check_alike
 
 Result = dict[str, Any]
 BYTES_PER_MB = 1e6
@@ -56,6 +56,9 @@ class InMemory:
     def add(self, samples: int, columns: Columns) -> None:
         """Copy the next batch behind the ones before."""
         rows = len(columns.get("indices", ()))
+        if columns:
+            for name, array in self._arrays.items():
+                check_alike(columns, name, array.dtype, array.shape[1:])
         for name, column in columns.items():
             if name not in self._arrays:
                 room = self.num_samples or _FIRST_ROWS
@@ -108,15 +111,18 @@ def _details(columns: Columns) -> np.ndarray[Any, Any]:
 
 @dataclass
 class InOrder:
-    """Puts batches that come from several trainers into the order of their sequence, for a sink."""
+    """Puts batches that come from several trainers into the order of their sequence, for a sink.
+
+    What is early waits here. It is not said to be kept, so each trainer bounds how much that may be.
+    """
 
     sink: Sink
     _early: dict[int, tuple[int, Columns]] = field(default_factory=dict)
 
-    def add(self, sequence: int, samples: int, columns: Columns) -> None:
-        """Take batch number `sequence`; one that was taken before is left out."""
-        if sequence < self.sink.next_sequence:
-            return
-        self._early[sequence] = (samples, columns)
+    def add(self, sequence: int, samples: int, columns: Columns) -> int:
+        """Take batch number `sequence`, once; the first batch that the sink does not have."""
+        if sequence >= self.sink.next_sequence:
+            self._early[sequence] = (samples, columns)
         while self.sink.next_sequence in self._early:
             self.sink.add(*self._early.pop(self.sink.next_sequence))
+        return self.sink.next_sequence

@@ -27,7 +27,7 @@ from numpy.lib import format as npy
 from manyhands.clock import Clock
 from manyhands.errors import StorageError, UsageError
 from manyhands.split.inference.collecting import Result, result_of
-from manyhands.split.inference.wishes import Columns
+from manyhands.split.inference.wishes import Columns, check_alike
 from manyhands.store.files import replace_text, storage
 from manyhands.store.manifest import plain
 
@@ -46,6 +46,8 @@ class OnDisk:
     config: Mapping[str, Any]
     """What must be the same in a run that goes on here."""
     clock: Clock
+    num_samples: int | None = None
+    """Of the dataset; must be the same as well."""
     next_sequence: int = 0
     is_finished: bool = False
     _samples: int = 0
@@ -93,6 +95,11 @@ class OnDisk:
                 f"output={self.folder} holds a result with {odd}={mark['config'].get(odd)!r}, and this run has "
                 f"{self.config[odd]!r}: give another folder, or the same options to go on"
             )
+        if mark["num_samples"] != self.num_samples:
+            raise UsageError(
+                f"output={self.folder} holds a result of a dataset of {mark['num_samples']} samples, and this one has "
+                f"{self.num_samples}: give another folder"
+            )
         self.next_sequence, self._samples, self._rows = mark["next_sequence"], mark["samples"], mark["rows"]
         self.is_finished = mark["finished"]
         for name, spec in mark["columns"].items():
@@ -102,6 +109,9 @@ class OnDisk:
 
     def add(self, samples: int, columns: Columns) -> None:
         """Append the next batch; the watermark follows every two seconds or 64 MiB."""
+        if columns:
+            for name, file in self._files.items():
+                check_alike(columns, name, file.dtype, file.shape)
         if not self._files:
             for name, column in columns.items():
                 self._files[name] = _Column(self.folder / f"{name}.npy", column.dtype, column.shape[1:])
@@ -123,6 +133,7 @@ class OnDisk:
         mark = {
             "format": FORMAT,
             "config": plain(dict(self.config)),
+            "num_samples": self.num_samples,
             "next_sequence": self.next_sequence,
             "samples": self._samples,
             "rows": self._rows,
@@ -229,7 +240,7 @@ class _Column:
 def _read_mark(path: Path) -> dict[str, Any]:
     try:
         mark: dict[str, Any] = json.loads(path.read_text())
-        if mark["format"] != FORMAT:
+        if mark["format"] != FORMAT or "num_samples" not in mark:
             raise ValueError(f"format {mark['format']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(

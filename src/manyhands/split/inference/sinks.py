@@ -33,6 +33,6 @@ def open_sink(
             "return_details=True keeps a record of each row in memory, which output= is there to avoid: read the "
             "columns in the folder instead"
         )
-    sink = OnDisk(Path(output).expanduser(), config, clock)
+    sink = OnDisk(Path(output).expanduser(), config, clock, num_samples)
     sink.open()
     return sink

@@ -50,6 +50,10 @@ class Assembler:
                 f"the samples {str(indices)[:_SHOWN_CHARACTERS]} of the {work.phase} data do not make one batch "
                 f"({said}): give samples of one shape, or a collate_fn that pads them"
             ) from error
+        if batch is None:
+            raise UsageError(
+                f"collate_fn returned None for batch {work.sequence} of the {work.phase} data: return the batch"
+            )
         return self._made(recipe, work, batch, tuple(indices), faults)
 
     def _made(
@@ -62,6 +66,11 @@ class Assembler:
                 f"preprocessing_fn raised on batch {work.sequence} of epoch {work.epoch} of the {work.phase} data (it "
                 f"gets whole batches, the samples on the first dimension): {told(error)}"
             ) from error
+        if batch is None:
+            raise UsageError(
+                f"preprocessing_fn returned None for batch {work.sequence} of the {work.phase} data: return what the "
+                "batch is to be, as (x, y)"
+            )
         narrowed, widths = narrow(batch, recipe.transfer_dtype)
         return Made(work, narrowed, indices, tuple(faults), widths)
 

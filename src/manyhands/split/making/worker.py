@@ -6,7 +6,6 @@ started it ends it when it has drained.
 
 from __future__ import annotations
 
-import ctypes
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from manyhands.split.making.assembler import Assembler, told
 from manyhands.split.making.slots import Slot
 from manyhands.split.recipe import Recipe, only_seeded
 from manyhands.tensors.frame import Schema
+from manyhands.tensors.memory import keep_freed_memory
 from manyhands.tensors.nest import flatten
 from manyhands.training.workers import begin_worker
 
@@ -63,8 +63,6 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     """Why no batch can be made of these samples: a UsageError's text."""
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Of glibc's mallopt(3)."""
 READY = b""
 """The first message of a worker: it has its dataset."""
 
@@ -99,18 +97,6 @@ def answer(assembler: Assembler, ask: Ask, slot: Slot) -> Answer:
     except Exception as error:  # noqa: BLE001 - the process's edge: whatever it is, the loader must hear of it
         return Answer(ask.ticket, error=f"batch {ask.work.sequence} could not be made: {told(error)}")
     return Answer(ask.ticket, schema, made.indices, _plain(made.faults), made.widths)
-
-
-def keep_freed_memory() -> None:
-    """Let this process use the memory of one batch again for the next, where the C library can be told to.
-
-    glibc gives large blocks back to the system, which hands them out anew page by page: to stack a batch of 38 MB
-    took 20 ms instead of 6. What the process holds is then the most it ever needed.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _plain(faults: Sequence[Any]) -> tuple[tuple[int, str], ...]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from manyhands.clock import Clock
-from manyhands.errors import ManyhandsError
+from manyhands.errors import UsageError
 from manyhands.split.jobs import Made, Phase
 from manyhands.split.training.learner import Learner
 from manyhands.split.training.pace import Pace
@@ -81,8 +81,8 @@ class Fit:
     def run(self) -> History:
         """Train to the end or to a stop; the history so far.
 
-        What was trained is saved in every case: also where a peer is lost or a loss is not a number, whose error
-        then comes out.
+        What was trained is saved in every case: also where a peer is lost, a loss is not a number or the model does
+        not take a batch, whose error then comes out.
         """
         try:
             while self.record.epoch < self.epochs and not self.record.stopped_early:
@@ -90,8 +90,9 @@ class Fit:
                     break
             else:
                 self._finish()
-        except ManyhandsError:
-            self._save()
+        except Exception:
+            if self.learner.is_whole:
+                self._save()
             raise
         self._save()
         return self.record.history
@@ -110,6 +111,10 @@ class Fit:
         self.learner.epoch_over(result.loss if result else train_loss)
         record.close_epoch(result.loss if result else None, result.accuracy if result else None)
         if self.early is not None and result is not None:
+            if self.early.monitor == "val_accuracy" and result.accuracy is None:
+                raise UsageError(
+                    "early_stopping monitors val_accuracy, and the targets are no classes: monitor val_loss"
+                )
             record.stopped_early = self.early.update(result.loss, result.accuracy, self.learner.setup.model)
         self.watcher.epoch_over(record, self.learner, pace)
         return True

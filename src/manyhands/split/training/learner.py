@@ -40,7 +40,11 @@ class Learner:
         self.steps = 0
         """Optimizer steps taken."""
         self.scale = LossScale.of(setup.precision)
-        self._is_placed = False
+        self.is_whole = True
+        """False where an optimizer raised in the middle of its step: the weights are then of no step."""
+        self._is_placed = self._is_prepared = False
+        self._buffers: list[Tensor] = []
+        self._buffers_before: list[Tensor] = []
 
     # ---- before the first batch ----
 
@@ -58,14 +62,19 @@ class Learner:
             self.setup.model.compile(backend=backend)
 
     def prepare(self) -> None:
-        """Place the model, and build what training needs besides. UsageError where nothing could be trained."""
+        """Place the model, and build what training needs besides, once. UsageError where nothing can be trained."""
         self.place()
+        if self._is_prepared:
+            return
         self.state.check_trainable()
         given = self.setup.optimizer
         self.optimizer = build_optimizer(
             given if given is not None else lambda p: self.setup.default_optimizer(list(p)), self.state
         )
         self.scheduler = build_scheduler(self.setup.scheduler, self.optimizer)
+        self._buffers = [b for b in self.state.buffers.values() if b.is_floating_point() or b.numel() == 1]
+        self._buffers_before = [buffer.detach().clone() for buffer in self._buffers]
+        self._is_prepared = True
 
     # ---- one batch ----
 
@@ -76,13 +85,27 @@ class Learner:
     def step(self, batch: Batch, where: str) -> tuple[float, float]:
         """Train on one batch; its mean loss and its weight in the epoch's mean.
 
-        Parameters and optimizer are as before where this raises: NonFinite for a loss that is not a number (`where`
-        says of which batch), UsageError for one that does not fit the output.
+        Parameters, buffers and optimizer are as before where this raises: NonFinite for a loss that is not a number
+        (`where` says of which batch), UsageError for one that does not fit the output, whatever the model raises.
         """
         model = self.setup.model
         if not model.training:
             model.train()
         self.optimizer.zero_grad(set_to_none=True)
+        try:
+            _copy(self._buffers, self._buffers_before)
+            loss = self._backward(batch, where)
+        except Exception:
+            self.optimizer.zero_grad(set_to_none=True)
+            _copy(self._buffers_before, self._buffers)  # running statistics have seen the batch already
+            raise
+        self.is_whole = False
+        self._update()
+        self.is_whole = True
+        return loss, self._weight(batch)
+
+    def _backward(self, batch: Batch, where: str) -> float:
+        """The batch's gradients into the parameters; its mean loss."""
         with OWNER:  # a loader's workers in this process seed the generators too
             with autocast(self.device, self.setup.precision):
                 judged = judge(self.setup, self.setup.model, batch)
@@ -92,10 +115,8 @@ class Learner:
             scaled.backward()  # type: ignore[no-untyped-call]
         loss = float(judged.loss.detach())
         if not math.isfinite(loss):
-            self.optimizer.zero_grad(set_to_none=True)
             raise NonFinite(self._nonfinite(loss, where))
-        self._update()
-        return loss, self._weight(batch)
+        return loss
 
     def _update(self) -> None:
         gradients = [p.grad for p in self.state.trainable.values() if p.grad is not None]
@@ -179,6 +200,12 @@ class Learner:
         self.scale.load(extras["scale"])
         self.steps = int(extras["steps"])
         _set_generators(self.device, extras["generators"])
+
+
+def _copy(source: list[Tensor], to: list[Tensor]) -> None:
+    if source:
+        with torch.no_grad():
+            torch._foreach_copy_(to, source)
 
 
 def _num_required(model: nn.Module) -> int:

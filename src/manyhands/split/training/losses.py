@@ -81,6 +81,8 @@ def _advice(output: Any, targets: Tensor) -> str:
         if output.shape[-1] == 1:
             return "Return output.squeeze(-1) from the model, or make the targets (samples, 1)"
         return "For classes give whole numbers (int64) as targets; for regression criterion=nn.MSELoss()"
+    if isinstance(output, Tensor) and output.ndim == targets.ndim and targets.shape[-1:] == (1,):
+        return "Make the targets (samples,), with y.squeeze(-1)"
     if isinstance(output, Tensor) and output.ndim == 2 and not targets.is_floating_point():
         return f"Targets of {output.shape[1]} classes must be whole numbers from 0 to {output.shape[1] - 1}"
     return "Give a criterion for such outputs and targets, or compute_loss(model, batch)"

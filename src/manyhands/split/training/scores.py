@@ -6,7 +6,9 @@ the targets that count, for token losses), so that a last batch of another size 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -38,10 +40,10 @@ class Scores:
     details: list[dict[str, Any]] = field(default_factory=list)
     keeps_details: bool = False
 
-    def add(self, samples: int, loss: float, weight: float, hits: Hits | None) -> None:
-        """Count a batch whose mean loss divided by `weight`."""
+    def add(self, samples: int, loss: float, weight: float, hits: Hits | None, number: int = 0) -> None:
+        """Count batch `number`, whose mean loss divided by `weight`."""
         if self.keeps_details:
-            self.details.append(_detail(len(self.details), samples, loss, hits))
+            self.details.append(_detail(number, samples, loss, hits))
         first = self.samples == 0
         self.samples += samples
         self.loss_sum += loss * weight
@@ -50,6 +52,45 @@ class Scores:
             self.hits = None
         else:
             self.hits = Hits(*(a + b for a, b in zip(self.hits or Hits(0, 0, 0), hits, strict=True)))
+
+    def sums(self) -> dict[str, Any]:
+        """What `together` needs of one trainer's share: plain values, which can travel."""
+        hits = list(self.hits) if self.hits is not None else None
+        sums = {
+            "is_sum": self.is_sum,
+            "samples": self.samples,
+            "loss_sum": self.loss_sum,
+            "weight": self.weight,
+        }
+        return {**sums, "hits": hits, "details": self.details}
+
+    @classmethod
+    def together(cls, shares: Sequence[Mapping[str, Any]]) -> Scores:
+        """The scores of the whole dataset, from the `sums` of those who had a share of it."""
+        whole = cls(bool(shares[0]["is_sum"]))
+        counted = [share for share in shares if share["samples"]]
+        for share in counted:
+            whole.samples += share["samples"]
+            whole.loss_sum += share["loss_sum"]
+            whole.weight += share["weight"]
+            whole.details += share["details"]
+        hits = [share["hits"] for share in counted]
+        if hits and None not in hits:
+            whole.hits = Hits(*(sum(column) for column in zip(*hits, strict=True)))
+        whole.details.sort(key=itemgetter("batch"))
+        return whole
+
+    def result(self) -> dict[str, Any]:
+        """What ``run_validation`` returns: accuracies only where the targets are classes."""
+        result: dict[str, Any] = {
+            "total_samples": self.samples,
+            "total_batches": len(self.details),
+            "average_loss": self.loss,
+            "detailed_results": self.details,
+        }
+        if self.accuracy is not None:
+            result |= {"accuracy": self.accuracy, "top5_accuracy": self.top5_accuracy}
+        return result
 
     @property
     def loss(self) -> float:
