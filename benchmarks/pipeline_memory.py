@@ -68,7 +68,7 @@ async def measure(micro_batches: int) -> None:
     theirs = await growth(boss, pid, "gpipe", micro_batches)
     setup = (
         f"{WORKERS} workers, {LAYERS_EACH} layers of {WIDTH} each, micro-batches of {ROWS} rows; MiB that a step adds "
-        f"to worker 0 at its peak, {micro_batches} micro-batches: 1f1b, and GPipe; with {WORKERS} micro-batches 1f1b adds "
+        f"to worker 0 at its peak, {micro_batches} micro-batches: 1f1b, and GPipe; with {WORKERS} 1f1b adds "
         f"{few:.0f}: it grows with the workers, not with the micro-batches (what the boss has sent of a larger batch "
         f"beside: {(micro_batches - WORKERS) * ROWS * WIDTH * 4 / 2**20:.0f})"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from boss_models import OneProcess, batch, equals, open_crew, residual
+from boss_models import OneProcess, batch, equals, residual
 from torch import nn
 
 from manyhands import BossMan, ManyhandsError, ProtocolError, Refused, UsageError
@@ -42,26 +42,16 @@ def the_end_of(stream: ClientStream) -> None:
 # ---- at the boss -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def attacked(boss_state) -> Iterator[Crew]:
-    """Two workers of its own: strangers stay members of a crew."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MANYHANDS_STATE_DIR", str(boss_state))
-        crew = asyncio.run(open_crew(2))
-    yield crew
-    crew.close()
-
-
 @pytest.fixture
-def stranger(attacked) -> Iterator[tuple[Connection, ClientStream]]:
+def stranger(crew) -> Iterator[tuple[Connection, ClientStream]]:
     """A peer with a worker's invite, which has said hello."""
-    before = len(attacked)
-    with dial(Invite.parse(attacked.invite), timeout_seconds=SECONDS) as connection:
+    before = len(crew)
+    with dial(Invite.parse(crew.invite), timeout_seconds=SECONDS) as connection:
         stream = connection.stream()
-        say(stream, m.Hello(m.PROTOCOL, "0", "stranger", 1, "cpu", 1 << 30, attacked.invite, []))
-        attacked.wait(before + 1, SECONDS)
+        say(stream, m.Hello(m.PROTOCOL, "0", "stranger", 1, "cpu", 1 << 30, crew.invite, []))
+        crew.wait(before + 1, SECONDS)
         yield connection, stream
-    wait_for(lambda: len(attacked) == before, SECONDS, "the stranger's end")
+    wait_for(lambda: len(crew) == before, SECONDS, "the stranger's end")
 
 
 WORDS = {
@@ -76,9 +66,9 @@ WORDS = {
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_a_peer_that_talks_nonsense_is_cut_off_and_the_run_goes_on(attacked, stranger, word):
+def test_a_peer_that_talks_nonsense_is_cut_off_and_the_run_goes_on(crew, stranger, word):
     async def main():
-        boss = BossMan(attacked, residual())
+        boss = BossMan(crew, residual())
         await boss.distribute_model()
         await boss.send_optimizer(torch.optim.SGD, {"lr": 0.1})
         one = OneProcess(await boss.state_dict())
@@ -96,11 +86,11 @@ def test_a_peer_that_talks_nonsense_is_cut_off_and_the_run_goes_on(attacked, str
 
 
 @pytest.mark.parametrize("kind", ["answers", "failures", "broken streams"])
-def test_what_a_peer_without_a_stage_says_of_the_work_counts_for_nothing(attacked, stranger, kind):
+def test_what_a_peer_without_a_stage_says_of_the_work_counts_for_nothing(crew, stranger, kind):
     """It knows the generation and floods the boss with every command's number while others compute."""
 
     async def main():
-        boss = BossMan(attacked, residual())
+        boss = BossMan(crew, residual())
         await boss.distribute_model()
         await boss.send_optimizer(torch.optim.SGD, {"lr": 0.1})
         one = OneProcess(await boss.state_dict())
@@ -132,8 +122,8 @@ async def trains_as(boss: BossMan, one: OneProcess) -> None:
     assert equals(await boss.state_dict(), one)
 
 
-def test_a_second_boss_on_the_port_is_told_so(attacked):
-    port = attacked.address[1]
+def test_a_second_boss_on_the_port_is_told_so(crew):
+    port = crew.address[1]
     with pytest.raises(UsageError, match=str(port)):
         Crew(1, "127.0.0.1", port).open()
 

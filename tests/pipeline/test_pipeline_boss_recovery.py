@@ -111,34 +111,26 @@ def test_a_spare_takes_over(undisturbed, doomed_crew):
     assert len(crew) == 3
 
 
-def test_without_any_worker_the_error_says_how_to_go_on(monkeypatch, tmp_path):
+def test_without_any_worker_the_error_says_how_to_go_on(monkeypatch, tmp_path, doomed_crew):
     monkeypatch.setattr("manyhands.pipeline.driver.REPLACEMENT_SECONDS", 0.5)
+    crew = doomed_crew
 
-    async def main():
-        crew = await open_crew(1)
-        try:
-            boss = BossMan(crew, residual(), checkpoint_dir=tmp_path, snapshot_every=1)
-            await boss.distribute_model()
-            await boss.send_optimizer(torch.optim.SGD, {"lr": 0.1})
-            await boss.train_batch(*batch(0), LOSS, micro_batches=1)
-            kill(crew.alive[0])
-            with pytest.raises(RunFailed, match=r"resume"):
-                await boss.train_batch(*batch(1), LOSS, micro_batches=1)
-        finally:
-            await asyncio.to_thread(crew.close)
-        return await resumed(tmp_path)
+    async def ended() -> None:
+        boss = BossMan(crew, residual(), checkpoint_dir=tmp_path, snapshot_every=1)
+        await boss.distribute_model()
+        await boss.send_optimizer(torch.optim.SGD, {"lr": 0.1})
+        await boss.train_batch(*batch(0), LOSS, micro_batches=1)
+        for member in crew.alive:
+            kill(member)
+        with pytest.raises(RunFailed, match=r"resume"):
+            await boss.train_batch(*batch(1), LOSS, micro_batches=1)
 
-    weights = asyncio.run(main())
-    assert weights
-
-
-async def resumed(path) -> dict[str, torch.Tensor]:
-    """The weights of a run that goes on from `path` with two workers."""
-    crew = await open_crew(2)
-    try:
+    async def resumed() -> None:
         boss = BossMan(crew, residual())
-        await boss.resume(path)
+        await boss.resume(tmp_path)
         await boss.train_batch(*batch(1), LOSS, micro_batches=1)
-        return await boss.state_dict()
-    finally:
-        await asyncio.to_thread(crew.close)
+        assert await boss.state_dict()
+
+    asyncio.run(ended())
+    refill(crew, 2)
+    asyncio.run(resumed())

@@ -164,7 +164,8 @@ class AdvancedSettings(_Section):
     """What few need to change."""
 
     idle_seconds: Seconds = Field(
-        default=60.0, description="seconds other programs must have been quiet before `join --when-idle` goes on"
+        default=60.0,
+        description="seconds other programs must have been quiet before `join --when-idle` goes on",
     )
     plain_line_seconds: float = Field(
         default=5.0,

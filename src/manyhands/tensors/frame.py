@@ -8,11 +8,11 @@
 
 Little-endian. The body and every tensor in it begin at a multiple of 64 bytes, gaps are zero, and crc32
 covers all that follows the header; with flags 1 only the schema and its zeros: each record of a TLS stream is
-authenticated anyway, and a crc of every element took as long as the encryption (2 GB/s here). Offsets and element counts are not sent: they follow from dtypes,
-shapes and order, so a frame can have no hole and no overlap, and cannot lie about either. Strides are sent
-where a tensor is dense but not contiguous (channels_last, transposed). Reading checks everything before it
-allocates anything. Rules after safetensors' format page; knows no sockets, and what a batch means is not
-its business.
+authenticated anyway, and a crc of every element took as long as the encryption (2 GB/s here). Offsets and
+element counts are not sent: they follow from dtypes, shapes and order, so a frame can have no hole and no
+overlap, and cannot lie about either. Strides are sent where a tensor is dense but not contiguous
+(channels_last, transposed). Reading checks everything before it allocates anything. Rules after safetensors'
+format page; knows no sockets, and what a batch means is not its business.
 """
 
 from __future__ import annotations

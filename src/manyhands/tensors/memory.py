@@ -52,8 +52,8 @@ def keep_freed_memory() -> None:
     """Let this process use freed memory again for what comes next, where the C library can be told to.
 
     glibc gives large blocks back to the system, which hands them out anew page by page: to stack a batch of 38 MB
-    took 20 ms instead of 6, and a pool's step that moves 160 MB met 13,000 page faults, a tenth of its processor
-    time. What the process holds is then the most it ever needed.
+    took 20 ms instead of 6, and a pool's step that moved 160 MB met 13,000 page faults or more. What the process
+    holds is then the most it ever needed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from manyhands.errors import ManyhandsError
 from manyhands.fleet import messages as m
-from manyhands.fleet.uplink import Stream
 from manyhands.fleet.dialling import Dialler, Streams
+from manyhands.fleet.uplink import Stream
 from manyhands.pool.node import TrainingNode
 from manyhands.settings import state_dir
 from manyhands.testing.channel import Channel

@@ -138,7 +138,7 @@ class Incoming:
         return None
 
     def feed(self, transfer: int, offset: int, payload: memoryview) -> Body | None:
-        """Take the next chunk, kept without a copy where it has no place; returns the body that it makes whole, else None.
+        """Take the next chunk, kept without a copy (or put in its place); returns the body it makes whole, else None.
 
         ProtocolError, and nothing kept of the chunk, where it is for no open transfer, out of order, too
         long, or shorter than 4096 bytes without being the last.
