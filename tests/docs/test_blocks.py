@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -28,7 +29,8 @@ def test_blocks_are_of_known_kinds_and_markers_stand_before_blocks(page):
 
 @pytest.mark.parametrize("block", every("python"), ids=str)
 def test_python_compiles(block: Block):
-    compile(block.text, str(block), "exec")
+    # A notebook's cell may await.
+    compile(block.text, str(block), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 @pytest.mark.parametrize("block", [b for b in every("python") if b.marker == "run"], ids=str)

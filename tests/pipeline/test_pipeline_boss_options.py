@@ -116,6 +116,28 @@ def test_replicas_follow_a_loop_by_hand_and_clip_alike(four):
     asyncio.run(main())
 
 
+def test_a_replica_without_a_micro_batch_steps_with_the_others(four):
+    async def main():
+        torch.manual_seed(3)
+        boss = BossMan(four, residual(), replicas=2)
+        await boss.distribute_model()
+        await boss.send_optimizer(torch.optim.SGD, {"lr": 0.1})
+        one = OneProcess(await boss.state_dict())
+        own = torch.optim.SGD(one.parameters(), lr=0.1)
+        for step in range(3):
+            x, y = batch(step, 1)
+            loss = await boss.train_batch(x, y, LOSS, micro_batches=1)
+            own.zero_grad()
+            expected = LOSS(one(x), y)
+            expected.backward()
+            own.step()
+            assert loss == expected.item()
+        for name, mine in (await boss.state_dict()).items():
+            assert torch.equal(mine, one.state_dict()[f"l{name}"])
+
+    asyncio.run(main())
+
+
 def normed() -> list[Any]:
     return [
         (nn.Linear, {"in_features": 1, "out_features": 8}, (4, 1)),

@@ -104,7 +104,9 @@ class Stages:
             sends = engine.run(kind, micro_batch, arrived)
             busy += self._clock.monotonic() - at
             self._send(stage, sends)
-            self._is_settled = self._is_settled and kind == "forward"
+        if command.loss is not None or "inputs" not in batch:
+            # There was a backward, perhaps in other replicas only: all of them add up, or none.
+            self._is_settled = False
         numbers = {"busy": busy, "span": self._clock.monotonic() - began}
         if command.update is not None:
             self.step(command.update)
