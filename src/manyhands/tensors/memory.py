@@ -7,6 +7,7 @@ package begins at a multiple of 64 bytes, as torch's own do. CPU memory only; kn
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -48,8 +49,9 @@ def allocate(num_bytes: int) -> Tensor:
     return memory[start : start + num_bytes]
 
 
+@functools.cache
 def keep_freed_memory() -> None:
-    """Let this process use freed memory again for what comes next, where the C library can be told to.
+    """Once a process: let this process use freed memory again for what comes next, where the C library can be told to.
 
     glibc gives large blocks back to the system, which hands them out anew page by page: to stack a batch of 38 MB
     took 20 ms instead of 6, and a pool's step that moved 160 MB met 13,000 page faults or more. What the process

@@ -30,7 +30,10 @@ Batch = tuple[Tensor, Tensor, Mapping[str, Tensor]]
 
 def makes_pipeline(target: Any) -> bool:
     """Whether `target` is a function of workers."""
-    return inspect.isroutine(target) and WORKERS in inspect.signature(target).parameters
+    try:
+        return inspect.isroutine(target) and WORKERS in inspect.signature(target).parameters
+    except ValueError:  # a function of C's own has no signature
+        return False
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from manyhands.pool.lending.group.group import Group
 from manyhands.pool.lending.words import Ending, Kind, Note, Order, Pulse, Ready, ending_of, pack
 from manyhands.pool.node import LossCallback, TrainingNode
 from manyhands.pool.work import Output
+from manyhands.tensors.memory import keep_freed_memory
 from manyhands.training.batch import size_of
 from manyhands.training.device import pick_device
 from manyhands.training.seeds import seed_generators
@@ -40,6 +41,7 @@ def compute(channel: Channel, order: Order) -> Ending:
         device = pick_device(order.device)
         if device.type == "cpu":  # elsewhere a driver maps far more than it uses
             limits.limit_memory(order.memory_bytes)
+        keep_freed_memory()  # looks a function up by name, so it too comes before any program
         seed_generators(0)  # numpy loads its generators when they are first used: before any program is here
         capability = torch.backends.cpu.get_cpu_capability()
         channel.send(Kind.READY, pack(Ready(str(device), torch.cuda.device_count(), capability)))
