@@ -29,10 +29,11 @@ def nothing_left() -> Iterator[None]:
     """No process of a test outlives it, the handlers of signals and the environment are as before."""
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     variables = {name: value for name, value in os.environ.items() if name.startswith(OURS)}
+    before = set(psutil.Process().children(recursive=True))  # multiprocessing's own, of tests in other rooms
     yield
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert {name: value for name, value in os.environ.items() if name.startswith(OURS)} == variables
-    children = [child for child in psutil.Process().children(recursive=True) if child.is_running()]
+    children = [child for child in psutil.Process().children(recursive=True) if child not in before]
     for child in children:
         child.kill()
     assert not children
