@@ -17,6 +17,7 @@ import torch
 from common.cast import Cast, answer, prepare_process
 from common.lines import report, spread
 from common.links import MTU, Host, hosts
+from common.numbers import Numbers
 
 from manyhands import CPULoader, RemoteLoader
 
@@ -26,19 +27,6 @@ HEADER_BYTES = 52
 """Of IPv4 and of TCP with its time stamps (RFC 7323), in each packet."""
 SKIPPED = 3
 """Batches before the clock starts: TCP and the window have grown by then."""
-
-
-class Numbers(torch.utils.data.Dataset[int]):
-    """As many samples as the batches have."""
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> int:
-        return index
 
 
 def train(pipe: Pipe, folder: str) -> None:

@@ -1,9 +1,9 @@
 """What split mode's stream costs: GB/s of 38.5 MB batches from a loader to a trainer, against a bare gRPC stream.
 
 The trainer's ends live in one process of their own, the loader's ends here, and rounds are interleaved. A batch is
-64 x 3 x 224 x 224 fp32 with its labels; it is made once, so what is measured is leases, frames, credits, chunks, the
-copy into reused memory, and the crc32 of both sides. Bare gRPC moves as many bytes as 4 MiB messages, with the same
-options and certificates, into nothing.
+64 x 3 x 224 x 224 fp32 with its labels; it is made once, so what is measured is leases, frames, credits, chunks, and
+the copy into reused memory. Bare gRPC moves as many bytes as 4 MiB messages, with the same options and certificates,
+into nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import grpc
 import torch
+from common.numbers import Numbers
 
 from manyhands import CPULoader, RemoteLoader
 from manyhands.clock import SystemClock
@@ -31,19 +32,6 @@ from wire import MESSAGE_BYTES, Bare, bare_side
 
 SHAPE = (64, 3, 224, 224)
 BATCH_BYTES = 4 * 64 * 3 * 224 * 224
-
-
-class Numbers(torch.utils.data.Dataset[int]):
-    """As many samples as the batches have; what they are made of is ready."""
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> int:
-        return index
 
 
 def serve(pipe: Pipe, folder: str) -> None:

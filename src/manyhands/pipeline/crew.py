@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 from manyhands.clock import Clock, SystemClock
 from manyhands.errors import Mismatch, ProtocolError, Refused, RunFailed, Unreachable, UsageError
 from manyhands.fleet.channels import Answered, Lost
+from manyhands.fleet.loopthread import LoopThread
 from manyhands.fleet.parcels import Parcels
 from manyhands.observe.text import clean_name
 from manyhands.observe.waiting import Waiting
@@ -26,7 +27,7 @@ from manyhands.pipeline.messages import PROTOCOL, Farewell, FromWorker, Hello, W
 from manyhands.release import __version__
 from manyhands.settings import ensure_state_dir
 from manyhands.wire import Gate, Invite, KnownFile, Link, Listener, Peer, Role
-from manyhands.wire.address import is_loopback, join_address
+from manyhands.wire.address import join_address, nearest
 
 _T = TypeVar("_T")
 _HOURS, _USES = 24.0, 64
@@ -97,12 +98,8 @@ class Crew:
         self._hears: Hears | None = None
         self._invite = invite
         self._address = (host or "", port)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._over: asyncio.Event | None = None
         self._changed = threading.Condition()
-        self._up = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._main, name="manyhands-boss", daemon=True)
+        self._thread = LoopThread("manyhands-boss", self._serve)
         self._at_close: list[Callable[[], None]] = []
         self.numbers = itertools.count(1)
         """For placements and commands: never used twice, whichever boss of this crew asks."""
@@ -118,16 +115,10 @@ class Crew:
     def open(self) -> None:
         """Listen and leave the invite for this user's other processes. UsageError for a port in use."""
         self._thread.start()
-        self._up.wait()
-        if self._failure is not None:
-            raise self._failure
 
     def close(self) -> None:
         """Let every worker go, and stop listening. Twice is fine."""
-        if self._loop is not None and self._over is not None:
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(timeout=10.0)
+        self._thread.close(timeout_seconds=10.0)
         ends, self._at_close = self._at_close, []
         for end in ends:
             end()
@@ -203,22 +194,14 @@ class Crew:
         self._at_close.append(end)
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None or self._over is None or self._over.is_set():
+        loop = self._thread.running
+        if loop is None:
             raise RunFailed("this boss has let its workers go: call BossMan.setup_host again")
-        return self._loop
+        return loop
 
     # ---- the event loop, inside ----
 
-    def _main(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except BaseException as error:  # noqa: BLE001 - a thread's edge: open() raises it
-            self._failure = error
-        finally:
-            self._up.set()
-
     async def _serve(self) -> None:
-        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         with contextlib.ExitStack() as stack:
             gate = Gate(self._folder(stack), self._clock)
             gate.open()
@@ -231,10 +214,11 @@ class Crew:
                 self._address = listener.address
                 self._invite = _invite(gate, listener, self._invite)
                 known = KnownFile(ensure_state_dir(), self._address[1])
-                known.write(self._invite, self._invite.with_address(self._near(), self._address[1]))
+                mine = nearest(self._host, self._address[0])
+                known.write(self._invite, self._invite.with_address(mine, self._address[1]))
                 stack.callback(known.remove)
-                self._up.set()
-                await self._over.wait()
+                self._thread.up()
+                await self._thread.until_closed()
                 await self._say_farewell()
             finally:
                 await listener.stop(_GOODBYE_SECONDS)
@@ -254,10 +238,6 @@ class Crew:
         if self._port:
             return ensure_state_dir() / f"boss-{self._port}"
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="manyhands-boss-"))) / "gate"
-
-    def _near(self) -> str:
-        host = self._address[0]
-        return "127.0.0.1" if self._host in (None, "0.0.0.0", "::") or is_loopback(host) else host  # noqa: S104
 
     async def _answer(self, peer: Peer, link: Link) -> None:
         """One worker's stream, from its first message to its end."""

@@ -13,7 +13,6 @@ Runs its event loop in a thread; knows no model.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 from manyhands.clock import Clock
 from manyhands.errors import ManyhandsError, ProtocolError, Refused, Unreachable
 from manyhands.fleet.channels import Answered, Channel, Dialled, Lost
+from manyhands.fleet.loopthread import LoopThread
 from manyhands.fleet.parcels import Parcels
 from manyhands.pipeline.messages import FromNeighbour, Introduced
 from manyhands.wire import Connection, Gate, Invite, Link, Listener, NodeKey, Peer, Role, dial
@@ -47,20 +47,13 @@ class Neighbours:
         self._channels: dict[int, Channel] = {}
         self._connections: dict[int, Connection] = {}
         self._lock = threading.Lock()
-        self._up: threading.Event = threading.Event()
-        self._failure: BaseException | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._over: asyncio.Event | None = None
-        self._thread = threading.Thread(target=self._main, name="manyhands-neighbours", daemon=True)
+        self._thread = LoopThread("manyhands-neighbours", self._listen)
         self.invite = ""
         """The line that lets others dial here; holds a secret."""
 
     def start(self) -> None:
         """Listen. Raises what keeps it from that."""
         self._thread.start()
-        self._up.wait()
-        if self._failure is not None:
-            raise self._failure
 
     def close(self) -> None:
         """End every channel and stop listening."""
@@ -71,10 +64,7 @@ class Neighbours:
             channel.close()
         for connection in connections:
             connection.close()
-        if self._loop is not None and self._over is not None:
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(timeout=10.0)
+        self._thread.close(timeout_seconds=10.0)
 
     def get(self, member: int) -> Channel | None:
         """The channel to a worker, None where there is none: then the boss passes things on."""
@@ -126,16 +116,7 @@ class Neighbours:
 
     # ---- the listener's thread ----
 
-    def _main(self) -> None:
-        try:
-            asyncio.run(self._listen())
-        except BaseException as error:  # noqa: BLE001 - a thread's edge: start() raises it
-            self._failure = error
-        finally:
-            self._up.set()
-
     async def _listen(self) -> None:
-        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         with tempfile.TemporaryDirectory(prefix="manyhands-worker-") as folder:
             gate = Gate(Path(folder) / "gate", self._clock)
             gate.open()
@@ -144,8 +125,8 @@ class Neighbours:
                 await listener.start()
                 # Long-lived: a run may last for weeks, and a worker that joins late dials then.
                 self.invite = str(listener.invite(Role.WORKER, uses=MAX_NEIGHBOURS, hours=24 * 365))
-                self._up.set()
-                await self._over.wait()
+                self._thread.up()
+                await self._thread.until_closed()
             finally:
                 await listener.stop(0.0)
                 gate.close()

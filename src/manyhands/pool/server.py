@@ -31,7 +31,7 @@ from manyhands.settings.paths import ensure_state_dir
 from manyhands.tensors.memory import keep_freed_memory
 from manyhands.training.step import Precision
 from manyhands.training.stopping import EarlyStopping, early_stopping
-from manyhands.wire.address import is_loopback
+from manyhands.wire.address import is_loopback, nearest
 from manyhands.wire.admission import Role
 from manyhands.wire.gate import Gate
 from manyhands.wire.invite import Invite
@@ -326,7 +326,7 @@ class CentralServer:
             return None
         self._invite = run.listener.invite(Role.NODE)
         host, port = run.listener.address
-        mine = "127.0.0.1" if is_loopback(host) or self.ip in (None, "0.0.0.0", "::") else host  # noqa: S104
+        mine = nearest(self.ip, host)
         known = KnownFile(ensure_state_dir(), port)
         known.write(self._invite, run.listener.invite(Role.OWNER, uses=100_000).with_address(mine, port))
         line = f"manyhands join {self._invite}"

@@ -12,8 +12,6 @@ message's meaning. Each works on a thread of its own, and never raises there: wh
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import random
 import tempfile
@@ -27,11 +25,12 @@ from manyhands.clock import Clock
 from manyhands.errors import ManyhandsError, Refused, Unreachable, UsageError
 from manyhands.fleet.channels import Answered, Channel, Dialled, Lost
 from manyhands.fleet.dialling import Dialler
+from manyhands.fleet.loopthread import LoopThread
 from manyhands.fleet.parcels import Parcels
 from manyhands.settings import checks
 from manyhands.settings.paths import ensure_state_dir
 from manyhands.wire import Gate, Invite, KnownFile, Link, Listener, Peer, Role, delays
-from manyhands.wire.address import is_loopback
+from manyhands.wire.address import nearest
 
 
 class Guest(Protocol):
@@ -94,13 +93,9 @@ class ListeningDoor:
         self._clock = clock
         self._advice = advice
         self._advertise = advertise
-        self._up = threading.Event()
-        self._failure: BaseException | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._over: asyncio.Event | None = None
         self._listener: Listener | None = None
         self._new_guest: NewGuest | None = None
-        self._thread = threading.Thread(target=self._main, name="manyhands-door", daemon=True)
+        self._thread = LoopThread("manyhands-door", self._listen)
         self.invite: Invite | None = None
         """What the other side dials with; None where nothing is encrypted, on loopback."""
 
@@ -109,14 +104,11 @@ class ListeningDoor:
         checks.whole("port", self._port, 0, 65535)
         self._new_guest = new_guest
         self._thread.start()
-        self._up.wait()
-        if self._failure is not None:
-            raise self._failure
 
     @property
     def is_up(self) -> bool:
         """Whether it listens, and its invite is known."""
-        return self._up.is_set() and self._failure is None
+        return self._thread.is_up
 
     @property
     def address(self) -> tuple[str, int]:
@@ -131,24 +123,11 @@ class ListeningDoor:
 
     def close(self) -> None:
         """See `Door`."""
-        if self._loop is not None and self._over is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
-                self._loop.call_soon_threadsafe(self._over.set)
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.close()
 
     # ---- the door's thread ----
 
-    def _main(self) -> None:
-        try:
-            asyncio.run(self._listen())
-        except BaseException as error:  # noqa: BLE001 - a thread's edge: start() raises it
-            self._failure = error
-        finally:
-            self._up.set()
-
     async def _listen(self) -> None:
-        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         with _gate_folder(self._role, self._port) as folder:
             gate = Gate(folder, self._clock)
             gate.open()
@@ -166,8 +145,8 @@ class ListeningDoor:
                 await listener.start()
                 known = self._announce(listener)
                 self._listener = listener  # who sees an address may dial it, by the file of its invite
-                self._up.set()
-                await self._over.wait()
+                self._thread.up()
+                await self._thread.until_closed()
             finally:
                 await listener.stop(0.0)
                 if known is not None:
@@ -179,7 +158,7 @@ class ListeningDoor:
             return None
         host, port = listener.address
         self.invite = listener.invite(self._role)
-        mine = "127.0.0.1" if self._host in (None, "0.0.0.0", "::") or is_loopback(host) else host  # noqa: S104
+        mine = nearest(self._host, host)
         known = KnownFile(ensure_state_dir(), port)
         known.write(
             self.invite.with_address(mine, port),

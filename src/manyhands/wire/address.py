@@ -64,6 +64,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def nearest(bound: str | None, host: str) -> str:
+    """Where this machine's own processes dial a listener: loopback if it listens there too, else `host`.
+
+    ``bound`` is what it was told to listen on (None: every interface), ``host`` what others dial.
+    """
+    everywhere = (None, "0.0.0.0", "::")  # noqa: S104
+    return "127.0.0.1" if bound in everywhere or is_loopback(host) else host
+
+
 def bind_host(host: str) -> str:
     """The one IP address to listen on for `host`: its first IPv4 address, else its first.
 
