@@ -59,9 +59,9 @@ def test_light_verbs_load_no_torch(arguments, code, tmp_path):
         (["invite", "--hours", "0"], "hours"),
         (["invite", "--revoke", "a", "--ban", "b"], "--revoke and --ban"),
         (["join", "mh://secretsecretsecret@host:1"], "token"),
-        (["join", "--nproc", "2"], "--cpus"),
+        (["join", "--count", "2"], "--on ray"),
         (["worker", "mh://secretsecretsecret@host:1"], "token"),
-        (["launch", "train.py", "--nproc", "4"], "torchrun"),
+        (["launch", "train.py", "--nproc", "4"], "train.py does not exist"),
         (["doctor", "mh://short@localhost:1"], "token"),
     ],
 )

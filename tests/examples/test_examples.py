@@ -67,12 +67,12 @@ def test_the_text_model_learns_and_writes(terminals, reference_of):
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
-def test_an_example_fits_two_screens_and_imports_what_is_public(script):
+def test_an_example_fits_three_screens_and_imports_what_is_public(script):
     text = script.read_text(encoding="utf-8")
     tree = ast.parse(text)
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert ast.get_docstring(tree)
-    assert len(text.splitlines()) <= 90
+    assert len(text.splitlines()) <= 125
     ours = {node.module for node in imports if node.module.startswith("manyhands")}
     assert ours <= {"manyhands", "manyhands.config"}
     if "_" in script.stem and script.stem != "text_model":

@@ -96,7 +96,7 @@ def serving(trainer: GPUTrainer, run: Any) -> Iterator[dict[str, Any]]:
         except BaseException as error:  # noqa: BLE001 - the test looks at it
             outcome["error"] = error
 
-    thread = threading.Thread(target=main)
+    thread = threading.Thread(target=main, daemon=True)  # one that hangs must not keep the tests from ending
     thread.start()
     try:
         yield outcome

@@ -164,11 +164,12 @@ class Answered(Generic[_T]):
             reader.cancel()
             self._end()
             self._wake.set()
+            # Before anything is awaited: a connection often breaks just after its peer's last word, and cancels this.
+            self._deliver(Lost(error), None)
             # A write that gRPC has begun must come to its end: it takes no status beside it.
             await asyncio.wait({writer}, timeout=_LAST_WRITE_SECONDS)
             writer.cancel()
             await asyncio.wait({writer, reader})
-            self._deliver(Lost(error), None)
 
     def close(self, refusal: str | None = None) -> None:
         """See `Channel`. A sentence is a refusal, which the peer takes as final; without one it may come back."""
