@@ -15,7 +15,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     own = {threading.main_thread(), threading.current_thread()}
     left = [thread.name for thread in threading.enumerate() if not thread.daemon and thread not in own]
     if left:
-        print(f"\nthreads that would keep this process for ever: {', '.join(left)}", file=sys.stderr)
+        sys.stderr.write(f"\nthreads that would keep this process for ever: {', '.join(left)}\n")
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.flush()
         sys.stdout.flush()

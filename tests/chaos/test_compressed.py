@@ -25,7 +25,7 @@ def test_a_node_dies_half_way_through_a_unit_and_another_comes(chaos: Chaos, job
 
 
 def test_a_node_dies_while_a_change_of_the_weights_arrives(chaos: Chaos) -> None:
-    with chaos.cluster("wide", 3, [[Fault(at="state_half", step=4)]], **INT8) as cluster:
+    with chaos.cluster("wide", 3, [[Fault(at="state_half", count=4)]], **INT8) as cluster:
         chaos.begin(cluster, 3)
         cluster.wait_fired(0)
         assert cluster.returncode(0) == -signal.SIGKILL
