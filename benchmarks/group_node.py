@@ -26,6 +26,8 @@ from manyhands.testing.process import wait_for
 
 NUM_LEAVES = 4
 WARM_STEPS = 3
+AS_AFAR = {"MANYHANDS_ADVANCED__SHARED_MEMORY": "false"}
+"""Machines that are lent are not the coordinator's: what they send goes over TLS."""
 
 
 def job(rows: int) -> CentralServer:
@@ -59,7 +61,7 @@ class Side:
 
     def take_turn(self, rows: int, steps: int) -> None:
         """A run of its own, of which `steps` steps count."""
-        with LocalCluster(f"{__file__}:job", nodes=0, arguments={"rows": rows}) as cluster:
+        with LocalCluster(f"{__file__}:job", nodes=0, arguments={"rows": rows}, env=AS_AFAR) as cluster:
             machines = [self._join(cluster, number) for number in range(self.machines)]
             try:
                 self._wait_for_all(cluster)
@@ -70,7 +72,7 @@ class Side:
                     machine.wait()
 
     def _join(self, cluster: LocalCluster, number: int) -> subprocess.Popen[bytes]:
-        env = {"MANYHANDS_STATE_DIR": str(cluster.state_dir), "OMP_NUM_THREADS": "1"}
+        env = {"MANYHANDS_STATE_DIR": str(cluster.state_dir), "OMP_NUM_THREADS": "1", **AS_AFAR}
         command = [sys.executable, "-m", "manyhands", "-v", "join", "--nproc", str(self.nproc)]
         with (cluster.folder / f"join-{number}.txt").open("wb") as log:
             return subprocess.Popen(command, env=child_environment(env), stdout=log, stderr=log)

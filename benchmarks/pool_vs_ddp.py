@@ -1,13 +1,15 @@
 """A model of 10M parameters: seconds a step of a pool of two nodes against DDP over Gloo.
 
 Each process computes for about 100 ms, and 42 MB go each way to and from each node: what counts is processor
-time a byte, and what overlaps. Run: ``python benchmarks/pool_vs_ddp.py``, and with ``--compression int8``, where a
-quarter of the bytes goes each way.
+time a byte, and what overlaps. All processes are of one user on one machine, so the pool's large messages pass through
+shared memory, as a first machine's own node has them; with ``--wire`` they go over TLS, as between machines. Run:
+``python benchmarks/pool_vs_ddp.py``, and with ``--compression int8``, where a quarter of the bytes goes each way.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 
@@ -46,9 +48,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="steps a turn")
     parser.add_argument("--rows", type=int, help="rows of a leaf; default: what takes 100 ms here")
     parser.add_argument("--compression", choices=("int8",), help="what the pool sends; default: fp32")
+    parser.add_argument("--wire", action="store_true", help="all over TLS, nothing through shared memory")
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ["MANYHANDS_ADVANCED__SHARED_MEMORY"] = str(not given.wire)
     rows = given.rows or rows_for(100.0)
     task = Task(WIDTHS, rows, batches=4, optimizer=given.optimizer)
     pool, ddp, leaves = compare(task, given.turns, given.steps, warm_steps=2, compression=given.compression)
@@ -57,13 +61,14 @@ def main() -> None:
     setup = (
         f"{task.num_parameters():,} parameters fp32, sent as {given.compression or 'fp32'} (a delivery "
         f"{pool.sent_bytes / whole:.3f} of fp32, received a step, data included, {pool.received_bytes / whole:.3f}), "
-        f"2 nodes, 2 leaves of {rows} rows (about 100 ms), {name}, TLS, "
+        f"2 nodes, 2 leaves of {rows} rows (about 100 ms), {name}, "
+        f"{'all over TLS' if given.wire else 'TLS and shared memory'}, "
         f"journal on, loopback, 1 thread each, {given.turns} turns of {given.steps} steps in alternation; "
         f"ours: {pool}, leaves by node {leaves}, loss at the end {pool.loss:.6f}; "
         f"theirs (DDP, Gloo, 2 processes, same batches): {ddp}, loss at the end {ddp.loss:.6f}"
     )
     report(
-        "pool_vs_ddp_int8" if given.compression else "pool_vs_ddp",
+        "pool_vs_ddp" + ("_int8" if given.compression else "") + ("_wire" if given.wire else ""),
         statistics.median(pool.milliseconds),
         statistics.median(ddp.milliseconds),
         "ms",

@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=32)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ["MANYHANDS_ADVANCED__SHARED_MEMORY"] = "false"  # as between two machines
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     ready = (torch.randn(SHAPE), torch.arange(SHAPE[0]))

@@ -106,7 +106,7 @@ async def serve_all(pipe: Pipe, folder: Path) -> None:
 
 
 def our_side(invite: Invite, payload: bytes) -> Side:
-    stream = dial(invite).stream()
+    stream = dial(invite, limits=Limits(shares_memory=False)).stream()
 
     def send(count: int) -> None:
         for _ in range(count):

@@ -38,9 +38,12 @@ class Chaos:
         gated: bool = True,
         items_before_gate: int = 0,
         leaf_seconds: float = chaos_jobs.LEAF_SECONDS,
+        shares_memory: bool = False,
         **changes: Any,
     ) -> Iterator[LocalCluster]:
         """A running cluster; `changes` are of the job's options.
+
+        Its messages travel as between machines, unless the processes may share this one's memory.
 
         Gated, its first step waits for `begin`; or, with `items_before_gate`, each incarnation of the
         coordinator waits for it after so many items.
@@ -55,7 +58,12 @@ class Chaos:
         }
         target, node_target = f"{JOBS}:server", f"{JOBS}:node"
         with LocalCluster(
-            target, nodes, arguments=arguments, node_target=node_target, faults=faults
+            target,
+            nodes,
+            arguments=arguments,
+            node_target=node_target,
+            faults=faults,
+            env={"MANYHANDS_ADVANCED__SHARED_MEMORY": str(shares_memory)},
         ) as cluster:
             self._folders.append(cluster.folder)
             yield cluster

@@ -33,6 +33,20 @@ def test_nodes_that_die_at_work_change_no_bit(chaos: Chaos, points: tuple[Point,
     assert report["nodes_seen"] == len(points) + 1
 
 
+def test_neighbours_that_die_at_work_change_no_bit(chaos: Chaos) -> None:
+    """Their large messages pass through memory, of which the other side has a half."""
+    points: tuple[Point, ...] = ("half_sent", "state_half")
+    faults = [[Fault(at=at, count=3)] for at in points]
+    with chaos.cluster("wide", len(points) + 1, faults, shares_memory=True) as cluster:
+        chaos.begin(cluster, len(points) + 1)
+        for node, at in enumerate(points):
+            assert cluster.wait_fired(node).fault.at == at
+            assert cluster.returncode(node) == -signal.SIGKILL
+        cluster.start_node()
+        report = cluster.wait()
+    check(report, "wide")
+
+
 @pytest.mark.parametrize("points", alone_too(JOIN), ids="-".join)
 def test_nodes_that_die_at_the_door_change_no_bit(chaos: Chaos, points: tuple[Point, ...]) -> None:
     """They stop before their hello, and go on from there into their death when the others are at work."""

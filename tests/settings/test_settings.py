@@ -97,6 +97,7 @@ def test_every_key_is_reached_from_the_environment(tmp_path, monkeypatch):
         "colab.ssh_host": "me@gateway",
         "advanced.idle_seconds": "5",
         "advanced.plain_line_seconds": "2",
+        "advanced.shared_memory": "no",
         "invite": "mh://token@host:1",
     }
     assert sorted(values) == sorted(known_keys())

@@ -96,7 +96,8 @@ def make_coordinator(tmp_path: Path) -> Iterator[Callable[..., Coordinator]]:
 
 @pytest.fixture
 def coordinator(make_coordinator: Callable[..., Coordinator]) -> Coordinator:
-    return make_coordinator(limits=Limits(handshake_seconds=1.0, idle_seconds=1.0))
+    """One whose messages all travel on the stream, as those of another machine do."""
+    return make_coordinator(limits=Limits(handshake_seconds=1.0, idle_seconds=1.0, shares_memory=False))
 
 
 class Tap:

@@ -173,6 +173,10 @@ class AdvancedSettings(_Section):
         allow_inf_nan=False,
         description="seconds between progress lines without a terminal",
     )
+    shared_memory: bool = Field(
+        default=True,
+        description="processes of one user on one machine pass large messages through its memory",
+    )
 
 
 class Settings(BaseModel):

@@ -152,12 +152,12 @@ class Quantizer:
         num_blocks = -(-count // BLOCK)
         scales = torch.from_numpy(data[: 4 * num_blocks].view(np.float32))
         values = torch.from_numpy(data[4 * num_blocks :].view(np.int8))
+        out.copy_(values)  # a product of int8 and fp32 in one call takes a quarter longer
         whole = count - count % BLOCK
         if whole:
-            blocks = out[:whole].view(-1, BLOCK)
-            torch.mul(values[:whole].view(-1, BLOCK), scales[: whole // BLOCK, None], out=blocks)
+            out[:whole].view(-1, BLOCK).mul_(scales[: whole // BLOCK, None])
         if whole < count:
-            torch.mul(values[whole:], scales[-1], out=out[whole:])
+            out[whole:].mul_(scales[-1])
 
     def _add_group(self, data: Bytes, out: Tensor) -> None:
         decoded = self._flat[: out.numel()]

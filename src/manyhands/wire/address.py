@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from urllib.parse import unquote
 
 from manyhands.errors import UsageError
 
@@ -62,6 +63,22 @@ def is_loopback(host: str) -> bool:
         return all(ipaddress.ip_address(address).is_loopback for address in resolve(host))
     except UsageError:
         return False
+
+
+def is_own(host: str) -> bool:
+    """Whether a host is this machine, as far as can be told without asking a name server."""
+    try:
+        ip = ipaddress.ip_address("127.0.0.1" if host in ("localhost", socket.gethostname()) else host)
+    except ValueError:
+        return False
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return ip.is_loopback or str(ip) == outward_address()
+
+
+def peer_host(peer: str) -> str:
+    """The IP address out of what gRPC calls a peer: ``"ipv4:127.0.0.1:40000"``, ``"ipv6:%5B::1%5D:40000"``."""
+    host = unquote(peer).partition(":")[2].rpartition(":")[0]
+    return host.removeprefix("[").removesuffix("]")
 
 
 def nearest(bound: str | None, host: str) -> str:

@@ -18,7 +18,7 @@ import grpc
 
 from manyhands.errors import ManyhandsError, Unreachable, UsageError
 from manyhands.wire import tls
-from manyhands.wire.address import is_loopback, join_address
+from manyhands.wire.address import is_loopback, is_own, join_address
 from manyhands.wire.admission import Role
 from manyhands.wire.certificates import COORDINATOR_NAME
 from manyhands.wire.failures import from_rpc
@@ -26,6 +26,7 @@ from manyhands.wire.invite import Invite
 from manyhands.wire.limits import (
     ASK,
     HELLO,
+    MEMORY_KEY,
     PLAIN_KEY,
     PLAIN_ROLE,
     PROTOCOL,
@@ -38,6 +39,7 @@ from manyhands.wire.link import check_size
 from manyhands.wire.nodekey import NodeKey
 from manyhands.wire.outbox import Outbox
 from manyhands.wire.proxy import Route, route_to
+from manyhands.wire.shared import Offer, Shared
 
 _Metadata = tuple[tuple[str, str], ...]
 
@@ -69,17 +71,25 @@ class Connection:
     """One TCP connection to a coordinator; `close` ends it and everything on it."""
 
     def __init__(
-        self, channel: grpc.Channel, where: str, key_id: str, metadata: _Metadata, limits: Limits
+        self,
+        channel: grpc.Channel,
+        host: str,
+        port: int,
+        key_id: str,
+        metadata: _Metadata,
+        limits: Limits,
     ) -> None:
-        self.where = where
+        self.where = f"{host}:{port}"
         self.key_id = key_id
+        self._host = host
         self._channel = channel
         self._metadata = metadata
         self._limits = limits
 
     def stream(self) -> ClientStream:
         """Open this node's stream; an older one of the same key is ended by the coordinator."""
-        return ClientStream(self._channel, self.where, self._metadata, self._limits)
+        offer = Offer.make() if self._limits.shares_memory and is_own(self._host) else None
+        return ClientStream(self._channel, self.where, self._metadata, self._limits, offer)
 
     def ask(self, request: bytes, timeout_seconds: float = 10.0) -> bytes:
         """One question, one answer. Raises what the other side raised, or `Unreachable`.
@@ -117,14 +127,31 @@ class Connection:
 
 
 class ClientStream:
-    """A node's stream: `send` from any thread, `receive` (or iterate) in one."""
+    """A node's stream: `send` from any thread, `receive` (or iterate) in one.
 
-    def __init__(self, channel: grpc.Channel, where: str, metadata: _Metadata, limits: Limits) -> None:
+    `sent_bytes` and `received_bytes` are of all messages, without what TLS and HTTP/2 add. With an `offer` large ones
+    pass through shared memory as soon as the other side has opened it.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        where: str,
+        metadata: _Metadata,
+        limits: Limits,
+        offer: Offer | None = None,
+    ) -> None:
         self._where = where
+        self._offer = offer
+        self._shared: Shared | None = None
+        self._order = threading.Lock()
         self._message_bytes = limits.message_bytes
         self._outbox = Outbox(limits.outbox_bytes)
         self._is_closed = threading.Event()
         self.received_bytes = 0
+        self.sent_bytes = 0
+        if offer is not None:
+            metadata = (*metadata, (MEMORY_KEY, offer.where))
         try:
             method: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(STREAM)
             self._call: Any = method(self._outbox, metadata=metadata)
@@ -139,7 +166,9 @@ class ClientStream:
         Raises `ProtocolError` for a message over the limit, and what ended the stream if it is over.
         """
         check_size(message, self._message_bytes)
-        self._outbox.put(message)
+        with self._order:  # notes leave in the order in which their messages were placed
+            self._outbox.put(message if self._shared is None else self._shared.wrap(message))
+            self.sent_bytes += len(message)
 
     def receive(self) -> bytes | None:
         """The next message; None when the coordinator ended the stream well, or after `close` here.
@@ -149,19 +178,18 @@ class ClientStream:
         """
         try:
             message: bytes = next(self._call)
+            if self._offer is not None and self._is_taken(self._offer, message):
+                message = next(self._call)
         except StopIteration:
             return None
         except grpc.RpcError as error:
             if self._is_closed.is_set():
                 return None
             raise from_rpc(error, self._where) from None
+        if self._shared is not None:
+            message = self._shared.unwrap(message, self._message_bytes)
         self.received_bytes += len(message)
         return message
-
-    @property
-    def sent_bytes(self) -> int:
-        """Bytes of all messages handed over so far; what TLS and HTTP/2 add is not counted."""
-        return self._outbox.put_bytes
 
     def __iter__(self) -> Iterator[bytes]:
         """Messages until `receive` would give None."""
@@ -178,12 +206,22 @@ class ClientStream:
         self._outbox.close(Unreachable(f"the stream to {self._where} was closed here"))
         self._call.cancel()
 
+    def _is_taken(self, offer: Offer, first: bytes) -> bool:
+        """Whether the other side's first message says that it has opened the memory."""
+        is_taken = first == offer.shared.greeting
+        with self._order:
+            self._shared, self._offer = offer.shared if is_taken else None, None
+        offer.close()
+        return is_taken
+
     def _ended(self) -> None:
         """In a thread of gRPC: the call is over, so nothing may wait for it any longer."""
         failure: ManyhandsError = Unreachable(f"the stream to {self._where} has ended")
         if not self._is_closed.is_set() and self._call.code() is not grpc.StatusCode.OK:
             failure = from_rpc(self._call, self._where)
         self._outbox.close(failure)
+        if self._offer is not None:
+            self._offer.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +244,8 @@ def _dial_secure(invite: Invite, key: NodeKey, timeout_seconds: float, limits: L
         ("grpc.ssl_target_name_override", COORDINATOR_NAME),
     ]
     channel = grpc.secure_channel(join_address(invite.host, invite.port), credentials, options)
-    where = f"{invite.host}:{invite.port}"
-    connection = Connection(channel, where, key.key_id, ((VERSION_KEY, str(PROTOCOL)),), limits)
+    metadata = ((VERSION_KEY, str(PROTOCOL)),)
+    connection = Connection(channel, invite.host, invite.port, key.key_id, metadata, limits)
     return _greet(connection, timeout_seconds, door)
 
 
@@ -221,7 +259,7 @@ def _dial_plain(
     metadata = ((VERSION_KEY, str(PROTOCOL)), (PLAIN_KEY, key_id), (PLAIN_ROLE, role.value))
     options = [*client_options(limits), ("grpc.enable_http_proxy", 0)]
     channel = grpc.insecure_channel(join_address(host, port), options)
-    return _greet(Connection(channel, f"{host}:{port}", key_id, metadata, limits), timeout_seconds, None)
+    return _greet(Connection(channel, host, port, key_id, metadata, limits), timeout_seconds, None)
 
 
 def _greet(connection: Connection, timeout_seconds: float, door: _Door | None) -> Connection:

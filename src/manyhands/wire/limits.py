@@ -14,7 +14,7 @@ PROTOCOL = 1
 """The version of everything that travels; both sides must have the same one."""
 
 STREAM, ASK, HELLO = "/manyhands/stream", "/manyhands/ask", "/manyhands/hello"
-VERSION_KEY, PLAIN_KEY, PLAIN_ROLE = "mh-version", "mh-key", "mh-role"
+VERSION_KEY, PLAIN_KEY, PLAIN_ROLE, MEMORY_KEY = "mh-version", "mh-key", "mh-role", "mh-memory"
 
 Options = list[tuple[str, int | str]]
 
@@ -37,12 +37,18 @@ class Limits:
     idle_seconds: float = 30.0
     timeout_seconds: float = 30.0
     heartbeat_seconds: float = 10.0
+    shares_memory: bool = True
+    """Whether neighbours on one machine may pass messages through its memory (wire/shared.py)."""
 
     @classmethod
     def configured(cls) -> Limits:
         """The usual bounds, with the times that the settings say."""
-        network = load().network
-        return cls(timeout_seconds=network.timeout, heartbeat_seconds=network.heartbeat)
+        settings = load()
+        return cls(
+            timeout_seconds=settings.network.timeout,
+            heartbeat_seconds=settings.network.heartbeat,
+            shares_memory=settings.advanced.shared_memory,
+        )
 
 
 def server_options(limits: Limits) -> Options:

@@ -14,6 +14,7 @@ from grpc.aio import EOF
 
 from manyhands.errors import ManyhandsError, ProtocolError, Refused, Unreachable
 from manyhands.wire.admission import Peer
+from manyhands.wire.shared import Shared
 
 
 class Link:
@@ -31,6 +32,16 @@ class Link:
         self.closing: asyncio.Future[ManyhandsError] = asyncio.get_running_loop().create_future()
         self._context = context
         self._message_bytes = message_bytes
+        self._shared: Shared | None = None
+
+    async def share(self, shared: Shared) -> None:
+        """From now on large messages pass through memory that both sides have; before anything else is written."""
+        await self.write(shared.greeting)
+        self._shared = shared
+
+    def release(self) -> None:
+        """The stream is over: its memory goes now, and not when gRPC forgets its call."""
+        self._shared = None
 
     @property
     def address(self) -> str:
@@ -49,6 +60,8 @@ class Link:
             raise Unreachable(f"the stream of node {self.peer.key_id[:8]} broke: {error}") from None
         if message is EOF:
             return None
+        if self._shared is not None:
+            message = self._shared.unwrap(message, self._message_bytes)
         self.received_bytes += len(message)
         return bytes(message)
 
@@ -59,7 +72,7 @@ class Link:
         """
         check_size(message, self._message_bytes)
         try:
-            await self._context.write(message)
+            await self._context.write(message if self._shared is None else self._shared.wrap(message))
             self.sent_bytes += len(message)
         except _BROKEN as error:
             raise Unreachable(f"the stream of node {self.peer.key_id[:8]} broke: {error}") from None

@@ -27,18 +27,21 @@ from manyhands.wire.address import (
     all_interfaces,
     bind_host,
     is_loopback,
+    is_own,
     join_address,
     outward_address,
     parse_address,
+    peer_host,
 )
 from manyhands.wire.admission import Peer, Role
 from manyhands.wire.failures import to_status
 from manyhands.wire.gate import Gate
 from manyhands.wire.guard import Guard
 from manyhands.wire.invite import Invite
-from manyhands.wire.limits import ASK, HELLO, STREAM, Limits, server_options
+from manyhands.wire.limits import ASK, HELLO, MEMORY_KEY, STREAM, Limits, server_options
 from manyhands.wire.link import Link
 from manyhands.wire.ports import port_holder
+from manyhands.wire.shared import Shared, accept
 from manyhands.wire.tls import server_credentials
 
 OnStream = Callable[[Peer, Link], Awaitable[None]]
@@ -202,19 +205,32 @@ class Listener:
                 await older.ended.wait()
             # The table may have changed between the gate's answer and this registration.
             await self._judge(link)
-            failure = await self._run(peer, link)
+            failure = await self._run(peer, link, self._shared_with(context))
         finally:
+            link.release()
             link.ended.set()
             if self._links.get(peer.key_id) is link:
                 del self._links[peer.key_id]
         if failure is not None:
             await _abort(context, failure)
 
-    async def _run(self, peer: Peer, link: Link) -> ManyhandsError | None:
+    def _shared_with(self, context: _Context) -> Shared | None:
+        """The memory that a neighbour offers; what comes from elsewhere is not looked at."""
+        if not self._limits.shares_memory or not is_own(peer_host(context.peer())):
+            return None
+        offers = [value for key, value in context.invocation_metadata() or () if key == MEMORY_KEY]
+        return accept(str(offers[0])) if offers else None
+
+    async def _attend(self, peer: Peer, link: Link, shared: Shared | None) -> None:
+        if shared is not None:
+            await link.share(shared)
+        await self._on_stream(peer, link)
+
+    async def _run(self, peer: Peer, link: Link, shared: Shared | None) -> ManyhandsError | None:
         """Serve until the handler ends or the link is closed; the error to tell the peer, if any."""
         if link.closing.done():
             return link.closing.result()
-        handler = asyncio.ensure_future(self._on_stream(peer, link))
+        handler = asyncio.ensure_future(self._attend(peer, link, shared))
         ends: set[asyncio.Future[Any]] = {handler, link.closing}
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

@@ -21,7 +21,6 @@ class Outbox:
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._room = threading.Condition()
         self._waiting_bytes = 0
-        self.put_bytes = 0
         self._is_ended = False
         self._failure: ManyhandsError | None = None
 
@@ -33,7 +32,6 @@ class Outbox:
             if self._failure is not None:
                 raise self._failure
             self._waiting_bytes += len(message)
-            self.put_bytes += len(message)
             self._queue.put(message)
 
     def end(self, failure: ManyhandsError) -> None:

@@ -19,24 +19,30 @@ import socket
 import struct
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from manyhands.errors import ProtocolError, UsageError
-from manyhands.pool.lending.ring import Ring
 from manyhands.pool.lending.words import Kind
 from manyhands.settings.sharing import shared_descriptor
 from manyhands.wire.envelope import MAX_MESSAGE_BYTES
+from manyhands.wire.ring import Ring
 
 INLINE_BYTES: Final = 1 << 16
 RING_BYTES: Final = 16 << 20
 """Of each half; three of the largest messages."""
 _HEADER: Final = struct.Struct("<IIQ")
+_TIMEVAL: Final = struct.Struct("ll")
 _NOWHERE: Final = (1 << 64) - 1
 _ACK_BYTES: Final = 4096
 
 
 class HungUp(Exception):
     """The other process is gone, or its end is closed."""
+
+
+class Stuck(HungUp):
+    """The other process takes nothing, and patience ran out in the middle of a message: the channel is spoilt."""
 
 
 class Sender:
@@ -49,7 +55,7 @@ class Sender:
         self._lock = threading.Lock()
 
     def send(self, kind: Kind, body: bytes = b"") -> None:
-        """Hand over one message; blocks while the other side does not keep up. HungUp where it is gone."""
+        """Hand over one message; blocks while the other side does not keep up. HungUp where it is gone, Stuck."""
         size = len(body)
         if size > MAX_MESSAGE_BYTES:
             raise UsageError(f"a message of {size} bytes; at most {MAX_MESSAGE_BYTES} pass a channel")
@@ -61,21 +67,21 @@ class Sender:
                     offset = self._place(size)
                     self._memory[offset : offset + size] = body
                     self._line.sendall(_HEADER.pack(kind, size, offset))
+        except BlockingIOError as error:
+            raise Stuck from error
         except (OSError, ValueError) as error:  # ValueError: the memory was let go by `close`
             raise HungUp from error
 
     def _place(self, size: int) -> int:
         """Room for `size` bytes, waiting for the other side to free some."""
-        self._take_acks(socket.MSG_DONTWAIT)
+        with suppress(BlockingIOError):
+            self._take_acks(socket.MSG_DONTWAIT)
         while (offset := self._ring.place(size)) is None:
             self._take_acks(0)
         return offset
 
     def _take_acks(self, flags: int) -> None:
-        try:
-            acks = self._line.recv(_ACK_BYTES, flags)
-        except BlockingIOError:
-            return
+        acks = self._line.recv(_ACK_BYTES, flags)
         if not acks:
             raise HungUp
         self._ring.free(len(acks))
@@ -163,13 +169,19 @@ class Channel:
             line.close()
 
 
-def open_pair(hears: frozenset[Kind]) -> tuple[Channel, tuple[int, int, int]]:
+def open_pair(
+    hears: frozenset[Kind], patience_seconds: int | None = None
+) -> tuple[Channel, tuple[int, int, int]]:
     """The agent's end, and the child's descriptors: it receives on, sends on, and maps the third.
 
-    The descriptors are the caller's to close once the child has them.
+    The descriptors are the caller's to close once the child has them. With patience, sending to a child that takes
+    nothing for so long is Stuck.
     """
     memory = shared_descriptor(2 * RING_BYTES)
     mine, theirs = socket.socketpair()
+    if patience_seconds is not None:
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            mine.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(patience_seconds, 0))
     heard, told = socket.socketpair()
     channel = Channel(mine, heard, mmap.mmap(memory, 2 * RING_BYTES), hears, down=True)
     return channel, (theirs.detach(), told.detach(), memory)
