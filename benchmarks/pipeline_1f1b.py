@@ -6,11 +6,11 @@ W=1024 and 512 rows, so that what counts is what overlaps. Run: ``python benchma
 from __future__ import annotations
 
 from common.pipeline_lines import run
-from common.stages import Problem
+from common.stages import Problem, Rival
 
 
 def main() -> None:
-    run("pipeline_1f1b", __doc__, [Problem(1024, 512, 8, "1f1b", "Schedule1F1B", 8)], steps=12)
+    run("pipeline_1f1b", __doc__, Problem(1024, 512, 8, "1f1b"), [Rival("Schedule1F1B", 8)], steps=12)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the first worker holds of a step at its peak, 1F1B beside GPipe; and what the boss holds of the model.
+"""What the first worker holds at its peak, 1F1B beside GPipe; and what the boss holds of the model.
 
 With p workers and m micro-batches 1F1B's first stage holds p micro-batches' activations, GPipe's all m. The second line
 is the boss's growth while a model that nobody built is given to its workers.
@@ -12,7 +12,7 @@ import asyncio
 import gc
 import os
 import tempfile
-from pathlib import Path
+import threading
 from typing import Any
 
 import torch
@@ -28,32 +28,45 @@ LARGE = 1536
 
 
 def layers(width: int, rows: int) -> list[Any]:
-    """The same number of layers for each worker."""
+    """The same number of layers for each worker; the first takes one number, so that a batch is next to nothing."""
     wide = (rows, width)
+    first = (nn.Linear, {"in_features": 1, "out_features": width}, (rows, 1))
     pair = [(nn.Linear, {"in_features": width, "out_features": width}, wide), (nn.ReLU, {}, wide)]
-    return pair * (WORKERS * LAYERS_EACH // 2)
+    return [first, pair[1], *pair * (WORKERS * LAYERS_EACH // 2 - 1)]
 
 
-def forget_peak(pid: int) -> int:
-    """Start to count the peak anew (proc_pid_clear_refs(5)); what is resident now, in KiB."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
-    return peak_kib(pid)
+class Peak:
+    """The most that a process holds of its own while the block runs, in MiB, looked at every millisecond.
+
+    Memory that it shares with its neighbours does not count, so the kernel's own high-water mark is of no use.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.mib = 0.0
+        self._pid = pid
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._is_over.wait(0.001):
+            self.mib = max(self.mib, resident_kib(self._pid) / 1024)
 
 
-def peak_kib(pid: int) -> int:
-    """The most that was resident since, in KiB."""
-    rows = dict(row.split(":", 1) for row in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(rows["VmHWM"].split()[0])
-
-
-async def growth(boss: BossMan, pid: int, schedule: str, micro_batches: int) -> float:
-    """MiB that a step adds at its peak."""
-    x, y = (torch.randn(ROWS * micro_batches, WIDTH) for _ in range(2))
-    loss = nn.MSELoss()
-    await boss.train_batch(x, y, loss, micro_batches=micro_batches, schedule=schedule)
-    before = forget_peak(pid)
-    await boss.train_batch(x, y, loss, micro_batches=micro_batches, schedule=schedule)
-    return (peak_kib(pid) - before) / 1024
+async def peak(boss: BossMan, pid: int, schedule: str, micro_batches: int) -> float:
+    """MiB at the peak of some steps."""
+    x, y = torch.randn(ROWS * micro_batches, 1), torch.randn(ROWS * micro_batches, WIDTH)
+    with Peak(pid) as seen:
+        for _ in range(3):
+            await boss.train_batch(x, y, nn.MSELoss(), micro_batches=micro_batches, schedule=schedule)
+    return seen.mib
 
 
 async def measure(micro_batches: int) -> None:
@@ -63,14 +76,15 @@ async def measure(micro_batches: int) -> None:
     await boss.distribute_model()
     await boss.send_optimizer(torch.optim.SGD, {"lr": 0.01})
     pid = crew.members[0].hello.pid
-    few = await growth(boss, pid, "1f1b", WORKERS)
-    ours = await growth(boss, pid, "1f1b", micro_batches)
-    theirs = await growth(boss, pid, "gpipe", micro_batches)
+    # In this order, since freed memory stays with a process: each has to ask for more than the one before.
+    one = await peak(boss, pid, "1f1b", 1)
+    few = await peak(boss, pid, "1f1b", WORKERS) - one
+    ours = await peak(boss, pid, "1f1b", micro_batches) - one
+    theirs = await peak(boss, pid, "gpipe", micro_batches) - one
     setup = (
-        f"{WORKERS} workers, {LAYERS_EACH} layers of {WIDTH} each, micro-batches of {ROWS} rows; MiB that a step adds "
-        f"to worker 0 at its peak, {micro_batches} micro-batches: 1f1b, and GPipe; with {WORKERS} 1f1b adds "
-        f"{few:.0f}: it grows with the workers, not with the micro-batches (what the boss has sent of a larger batch "
-        f"beside: {(micro_batches - WORKERS) * ROWS * WIDTH * 4 / 2**20:.0f})"
+        f"{WORKERS} workers, {LAYERS_EACH} layers of {WIDTH} each, micro-batches of {ROWS} rows; MiB that worker 0 "
+        f"takes at its peak beyond steps of one micro-batch, with {micro_batches} of them: 1f1b, and GPipe; with "
+        f"{WORKERS} 1f1b takes {few:.0f}: it grows with the workers, not with the micro-batches"
     )
     report("pipeline_memory", ours, theirs, "MiB", False, setup)
     gc.collect()
@@ -78,7 +92,7 @@ async def measure(micro_batches: int) -> None:
     large = BossMan(crew, layers(LARGE, 4), cuts=cuts, snapshot_every=10**9)
     await large.distribute_model()
     await large.send_optimizer(torch.optim.SGD, {"lr": 0.01})
-    await large.train_batch(torch.randn(4, LARGE), torch.randn(4, LARGE), nn.MSELoss(), micro_batches=1)
+    await large.train_batch(torch.randn(4, 1), torch.randn(4, LARGE), nn.MSELoss(), micro_batches=1)
     gc.collect()
     held = (resident_kib(os.getpid()) - before) / 1024
     whole = sum(row["parameters"] for row in large.get_model_stats()) * 4 / 2**20

@@ -7,12 +7,12 @@ work; with four it is what its users would take. Run: ``python benchmarks/pipeli
 from __future__ import annotations
 
 from common.pipeline_lines import run
-from common.stages import Problem
+from common.stages import Problem, Rival
 
 
 def main() -> None:
-    problems = [Problem(256, 32, 1, "naive", "ScheduleGPipe", theirs) for theirs in (1, 4)]
-    run("pipeline_naive", __doc__, problems, steps=100)
+    rivals = [Rival("ScheduleGPipe", micro_batches) for micro_batches in (1, 4)]
+    run("pipeline_naive", __doc__, Problem(256, 32, 1, "naive"), rivals, steps=100)
 
 
 if __name__ == "__main__":

@@ -29,17 +29,22 @@ LEARNING_RATE = 0.01
 
 
 @dataclass(frozen=True)
+class Rival:
+    """How torch runs the same steps."""
+
+    schedule: str
+    """A class of torch.distributed.pipelining."""
+    micro_batches: int
+
+
+@dataclass(frozen=True)
 class Problem:
-    """A regression from one number to one over three layers of `width` x `width`, one a worker."""
+    """A regression from one number to one over three layers of `width` x `width`, one a worker; and how we run it."""
 
     width: int
     rows: int
     micro_batches: int
     schedule: str
-    """Ours."""
-    their_schedule: str
-    """A class of torch.distributed.pipelining."""
-    their_micro_batches: int
 
     def model(self) -> nn.Sequential:
         """The same weights in each process."""
@@ -85,20 +90,22 @@ async def _drive(pipe: Pipe, problem: Problem) -> None:
     await boss.close()
 
 
-def run_rank(pipe: Pipe, folder: str, problem: Problem, rank: int) -> None:
+def run_rank(pipe: Pipe, folder: str, problem: Problem, rival: Rival, rank: int) -> None:
     """One stage of torch's pipeline."""
     prepare_process(folder)
     from torch import distributed
     from torch.distributed import pipelining
 
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/gloo", rank=rank, world_size=WORKERS)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/gloo-{rival.micro_batches}", rank=rank, world_size=WORKERS
+    )
     whole = problem.model()
     (start, stop) = list(pairwise((0, *CUTS, len(whole))))[rank]
     module = whole[start:stop]
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
     stage = pipelining.PipelineStage(module, rank, WORKERS, torch.device("cpu"))
-    kind = getattr(pipelining, problem.their_schedule)
-    schedule = kind(stage, problem.their_micro_batches, loss_fn=nn.MSELoss())
+    kind = getattr(pipelining, rival.schedule)
+    schedule = kind(stage, rival.micro_batches, loss_fn=nn.MSELoss())
     batches = [problem.batch(step) for step in range(BATCHES)]
     turns, step = Turns(pipe), 0
     pipe.send("ready")
@@ -156,8 +163,8 @@ class Ours:
 class Theirs:
     """Three ranks."""
 
-    def __init__(self, cast: Cast, problem: Problem) -> None:
-        ranks = [cast.start(run_rank, problem, rank) for rank in range(WORKERS)]
+    def __init__(self, cast: Cast, problem: Problem, rival: Rival) -> None:
+        ranks = [cast.start(run_rank, problem, rival, rank) for rank in range(WORKERS)]
         self._pipes = [pipe for pipe, _ in ranks]
         self._pids = [pid for _, pid in ranks]
         for pipe in self._pipes:
@@ -180,25 +187,30 @@ class Theirs:
             pipe.send(0)
 
 
-def compare(problem: Problem, turns: int, steps: int, warm_steps: int) -> tuple[Side, Side]:
-    """Both sides over `turns` turns of `steps` steps each, after `warm_steps` in each turn that do not count.
+def compare(
+    problem: Problem, rivals: Sequence[Rival], turns: int, steps: int, warm_steps: int
+) -> tuple[Side, list[Side]]:
+    """Our side and each rival's over `turns` turns of `steps` steps each, after `warm_steps` in each turn that do not
+    count.
 
-    RuntimeError where the two did not train the same.
+    RuntimeError where they did not train the same.
     """
-    ours, theirs = Side(), Side()
+    ours, theirs = Side(), [Side() for _ in rivals]
     with Cast() as cast:
-        sides: Sequence[tuple[Side, Any]] = [(ours, Ours(cast, problem)), (theirs, Theirs(cast, problem))]
+        sides: list[tuple[Side, Any]] = [(ours, Ours(cast, problem))]
+        sides += [(side, Theirs(cast, problem, rival)) for side, rival in zip(theirs, rivals, strict=True)]
         for turn in range(turns):
-            for side, rival in sides if turn % 2 else reversed(sides):
-                rival.turn(warm_steps)
-                before = rival.processor_seconds()
-                gaps, side.loss = rival.turn(steps)
-                side.processor.append((rival.processor_seconds() - before) / steps * 1e3)
+            for side, runner in sides if turn % 2 else reversed(sides):
+                runner.turn(warm_steps)
+                before = runner.processor_seconds()
+                gaps, side.loss = runner.turn(steps)
+                side.processor.append((runner.processor_seconds() - before) / steps * 1e3)
                 side.milliseconds += gaps
-            if abs(ours.loss - theirs.loss) > 0.01 * abs(theirs.loss) + 1e-4:
-                raise RuntimeError(
-                    f"turn {turn}: our loss is {ours.loss}, torch's {theirs.loss}: not the same"
-                )
-        for _, rival in sides:
-            rival.end()
+            for side in theirs:
+                if abs(ours.loss - side.loss) > 0.01 * abs(side.loss) + 1e-4:
+                    raise RuntimeError(
+                        f"turn {turn}: our loss is {ours.loss}, torch's {side.loss}: not the same"
+                    )
+        for _, runner in sides:
+            runner.end()
     return ours, theirs

@@ -10,9 +10,9 @@ from manyhands.errors import ProtocolError, Refused, UsageError
 from manyhands.pool.lending.deaths import Deaths
 from manyhands.pool.lending.given import Given, describe
 from manyhands.pool.lending.lanes import Lending, devices
-from manyhands.wire.ring import Ring
 from manyhands.pool.lending.watchdog import FIRST_SECONDS, LEAST_SECONDS, Watchdog
 from manyhands.pool.lending.words import Pulse
+from manyhands.wire.ring import Ring
 
 
 @given(st.lists(st.one_of(st.integers(1, 60), st.none()), max_size=200))

@@ -25,6 +25,23 @@ class Forked(nn.Module):
         return self.l5(fourth * first)
 
 
+class Far(nn.Module):
+    """For a stage a line: a skip from the first to the second and the fourth, a mask on the first and the third, and
+    the second's output taken by both that follow.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l0, self.l1, self.l2 = nn.Linear(4, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.l3, self.l4 = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        skip = torch.tanh(self.l0(x)).masked_fill(mask, 0.0)
+        first = torch.relu(self.l1(skip) + skip)
+        second = self.l2(first).masked_fill(mask, 0.5)
+        return self.l4(torch.tanh(self.l3(second) + skip) * first)
+
+
 class Normed(nn.Module):
     """Convolutions with statistics, as a residual block has them."""
 

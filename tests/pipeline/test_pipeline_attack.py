@@ -72,7 +72,7 @@ def test_a_peer_that_talks_nonsense_is_cut_off_and_the_run_goes_on(crew, strange
         await boss.distribute_model()
         await boss.send_optimizer(torch.optim.SGD, {"lr": 0.1})
         one = OneProcess(await boss.state_dict())
-        generation = boss._run._driver.generation
+        generation = boss._deployment.driver.generation
         said = WORDS[word](generation)
         if isinstance(said, bytes):
             stranger[1].send(said)
@@ -94,7 +94,7 @@ def test_what_a_peer_without_a_stage_says_of_the_work_counts_for_nothing(crew, s
         await boss.distribute_model()
         await boss.send_optimizer(torch.optim.SGD, {"lr": 0.1})
         one = OneProcess(await boss.state_dict())
-        driver = boss._run._driver
+        driver = boss._deployment.driver
         generation, next_number = driver.generation, driver.next_number()
         for number in range(next_number, next_number + 20):
             word = {

@@ -24,6 +24,8 @@ from manyhands.wire import Role, known_invite
 
 LOSS = nn.MSELoss()
 SECONDS = 100
+ORPHAN_SECONDS = 30
+"""The longest that a worker may outlive its boss."""
 TESTS = Path(__file__).parent
 
 
@@ -134,8 +136,9 @@ from manyhands import BossMan
 torch.set_num_threads(1)
 
 async def main():
-    workers = await BossMan.setup_host(2, host="127.0.0.1", port=int(sys.argv[1]), timeout=100)
-    print("here", flush=True)
+    port = int(sys.argv[1])
+    workers = await BossMan.setup_host(2, host="127.0.0.1", port=port, local=not port)
+    print("here", *(worker.hello.pid for worker in workers), flush=True)
     torch.manual_seed(0)
     boss = BossMan(workers, residual(), checkpoint_dir=sys.argv[2], snapshot_every=2)
     await boss.distribute_model()
@@ -175,6 +178,24 @@ def boss_process(stack: contextlib.ExitStack, *arguments: object) -> subprocess.
     return process
 
 
+def here(boss: subprocess.Popen[str]) -> list[int]:
+    """Wait until its workers have come; their pids."""
+    for line in boss.stdout:
+        if line.startswith("here "):
+            return [int(pid) for pid in line.split()[1:]]
+    raise AssertionError(f"the boss ended before its workers came\n{boss.stderr.read()}")
+
+
+def losses(boss: subprocess.Popen[str], num_steps: int) -> list[float]:
+    """Wait for the losses of so many further steps."""
+    return [float(boss.stdout.readline()) for _ in range(num_steps)]
+
+
+def end(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 def two_workers(stack: contextlib.ExitStack, port: int, boss_state: Path) -> LocalWorkers:
     """Workers that wait for a boss that goes away, started once there is one."""
     found = None
@@ -192,12 +213,33 @@ def two_workers(stack: contextlib.ExitStack, port: int, boss_state: Path) -> Loc
     return workers
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
+def test_no_worker_outlives_a_boss_that_ends_while_it_trains(processes, tmp_path, number):
+    """Workers write on their boss's stderr, so that it ends with the last of them."""
+    boss = boss_process(processes, 0, tmp_path, "new", 1_000_000)
+    workers = here(boss)
+    assert len(workers) == 2
+    processes.callback(lambda: [end(worker) for worker in workers])
+    losses(boss, 3)
+    boss.send_signal(number)
+    boss.communicate(timeout=ORPHAN_SECONDS)
+    workers.clear()
+    assert boss.returncode == -number
+
+
 @pytest.mark.slow
 def test_workers_wait_for_a_boss_that_was_killed_and_it_resumes(processes, free_port, boss_state, tmp_path):
     first = boss_process(processes, free_port, tmp_path, "new", 1_000_000)
     workers = two_workers(processes, free_port, boss_state)
-    for _ in range(6):
-        assert first.stdout.readline()
+    here(first)
+    losses(first, 3)
     first.kill()
     first.wait()
     second = boss_process(processes, free_port, tmp_path, "resume", 3)
@@ -208,14 +250,11 @@ def test_workers_wait_for_a_boss_that_was_killed_and_it_resumes(processes, free_
 
 
 @pytest.mark.slow
-def test_an_interrupted_boss_ends_and_so_do_workers_without_patience(
+def test_a_boss_that_is_interrupted_while_it_waits_for_workers_ends(
     processes, free_port, boss_state, tmp_path
 ):
-    boss = boss_process(processes, free_port, tmp_path, "new", 1_000_000)
-    two_workers(processes, free_port, boss_state)
-    for _ in range(3):
-        assert boss.stdout.readline()
+    boss = boss_process(processes, free_port, tmp_path, "new", 1)
+    wait_for(lambda: known_invite(boss_state, free_port, Role.WORKER) is not None, SECONDS, "its line")
     boss.send_signal(signal.SIGINT)
-    _, err = boss.communicate(timeout=SECONDS)
-    assert boss.returncode != 0
+    _, err = boss.communicate(timeout=ORPHAN_SECONDS)
     assert "KeyboardInterrupt" in err

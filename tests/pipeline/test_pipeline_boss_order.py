@@ -10,7 +10,7 @@ import torch
 from boss_models import OneProcess, batch, equals, residual
 from torch import nn
 
-from manyhands import BossMan, UsageError
+from manyhands import BossMan, RunFailed, UsageError
 
 LOSS = nn.MSELoss()
 
@@ -78,6 +78,18 @@ def test_a_command_that_nobody_waits_for_any_more_leaves_no_trace(crew):
             await given_up
         for step in (1, 2):
             await same_step(boss, one, own, step)
+        assert equals(await boss.state_dict(), one)
+
+    asyncio.run(main())
+
+
+def test_a_batch_that_a_layer_cannot_take_is_told_with_the_layer_and_leaves_no_trace(crew):
+    async def main():
+        boss, one, own = await started(crew)
+        await same_step(boss, one, own, 0)
+        with pytest.raises(RunFailed, match=r"worker 0 .*: layer 0 \(\w+\), given \(8, 3\): RuntimeError: "):
+            await boss.train_batch(torch.randn(8, 3), batch(1)[1], LOSS, micro_batches=1)
+        await same_step(boss, one, own, 2)
         assert equals(await boss.state_dict(), one)
 
     asyncio.run(main())

@@ -14,8 +14,9 @@ from torch import nn
 
 from manyhands import BossMan, RunFailed
 from manyhands.clock import SystemClock
-from manyhands.pipeline.crew import Crew, Member
+from manyhands.pipeline.crew import Crew
 from manyhands.pipeline.localworkers import LocalWorkers
+from manyhands.pipeline.members import Member
 
 LOSS = nn.MSELoss()
 Result = tuple[list[float], dict[str, torch.Tensor]]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from manyhands import Refused, Unreachable
+from manyhands import ProtocolError, Refused, Unreachable
 from manyhands.clock import SystemClock
 from manyhands.fleet.channels import Lost
 from manyhands.pipeline import messages as m
@@ -126,6 +126,13 @@ def test_commands_wait_their_turn_while_a_value_is_waited_for():
     worker.inbox.put((m.BOSS, orders[1], None))
     assert worker.post.value(name) == 1.0
     assert [worker.post.command()[0] for _ in orders] == orders
-    worker.inbox.put((m.BOSS, Lost(Unreachable("gone")), None))
-    with pytest.raises(BossLost, match="gone"):
-        worker.post.value(name)
+
+
+@pytest.mark.parametrize("error", [Unreachable("gone"), Refused("gone"), ProtocolError("gone")])
+def test_the_end_of_the_boss_ends_every_wait_whatever_ended_it(error):
+    worker = Worker(0)
+    for wait in (worker.post.command, lambda: worker.post.value(Name("value", "a", 0, 0))):
+        worker.inbox.put((m.BOSS, Lost(error), None))
+        with pytest.raises(BossLost, match="gone") as raised:
+            wait()
+        assert raised.value.error is error

@@ -10,8 +10,8 @@ from manyhands.clock import ManualClock, SystemClock
 from manyhands.pipeline.measure import Measured, costs, measure
 from manyhands.pipeline.models import read
 from manyhands.pipeline.models.reading import Reading
-from manyhands.pipeline.plan import Cost
 from manyhands.pipeline.recipes import BuiltLayer, build
+from manyhands.pipeline.stagecosts import Cost
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from manyhands.errors import UsageError
 from manyhands.pipeline.graph import BATCH, MAIN_INPUT, Edge, Graph, Layer
-from manyhands.pipeline.plan import Cost, Load, Machine, Partition, partition
+from manyhands.pipeline.plan import Partition, partition
+from manyhands.pipeline.stagecosts import Cost, Load, Machine
 
 PLENTY = 1 << 40
 

@@ -20,9 +20,9 @@ from manyhands.pipeline.orders import orders
 from manyhands.pipeline.outcome import Outcome
 from manyhands.pipeline.placement import Placement
 from manyhands.pipeline.placing import Stock
-from manyhands.pipeline.plan import Cost
 from manyhands.pipeline.replicas import summed
 from manyhands.pipeline.stage.micro_batches import parts, share
+from manyhands.pipeline.stagecosts import Cost
 
 TWO = Placement(chain(9, ((1, 7),)), (0, 3, 7, 9), (4, 0, 2, 5, 6, 1))
 

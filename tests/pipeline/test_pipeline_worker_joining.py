@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from manyhands import Mismatch, ProtocolError, Unreachable, UsageError
+from manyhands import Mismatch, ProtocolError, Refused, RunFailed, Unreachable, UsageError
 from manyhands.fleet.parcels import pack
 from manyhands.pipeline import messages as m
 from manyhands.pipeline.bossline import BossLine
@@ -101,6 +103,20 @@ def test_a_boss_that_waits_in_vain_says_for_whom_and_where(boss, capsys):
     assert "waiting for 2 of 2 workers: run `manyhands worker" in capsys.readouterr().err
 
 
+def test_a_boss_that_is_closed_waits_no_longer(boss):
+    ends: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+
+    def wait() -> None:
+        try:
+            boss.wait(1, None)
+        except RunFailed as error:
+            ends.put(error)
+
+    threading.Thread(target=wait, daemon=True).start()
+    boss.close()
+    assert "let its workers go" in str(ends.get(timeout=SECONDS))
+
+
 def test_the_line_of_another_boss_is_refused(boss):
     other = Crew(1, "127.0.0.1", 0, Invite.parse(boss.invite))
     with pytest.raises(UsageError, match="another boss's"):
@@ -114,6 +130,13 @@ def test_the_environment_says_where_the_boss_is(boss, monkeypatch):
     assert (line.invite().host, line.invite().port) == ("10.1.2.3", boss.address[1])
     monkeypatch.setenv("MODEL_PORT", "1024")
     assert line.invite().port == 1024
+
+
+def test_a_worker_without_a_line_is_told_where_to_find_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANYHANDS_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("MODEL_PORT", "1025")
+    with pytest.raises(Refused, match=r"port 1025; paste the line that the boss prints"):
+        BossLine(None).invite()
 
 
 def test_a_worker_without_a_boss_ends_with_3(tmp_path):

@@ -22,7 +22,8 @@ ALLOWED = {
     ("pool/target.py", "modules named by a value"): "the user's own file, named on the user's command line",
     ("pool/loaders.py", "connections that unpickle"): "pipes to our own children, with the user's dataset",
     ("training/workers.py", "connections that unpickle"): "waits for the end of a parent; no bytes pass",
-    ("split/making/processes.py", "connections that unpickle"): "pipes to our own children, with the user's dataset",
+    ("split/making/hired.py", "connections that unpickle"): "pipes to our own children, with the user's dataset",
+    ("split/making/processes.py", "connections that unpickle"): "waits on those pipes",
     ("wire/environment.py", "the environment off its floor"): "what gRPC reads of it when it is imported",
 }  # fmt: skip
 

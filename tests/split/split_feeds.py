@@ -22,7 +22,6 @@ class LocalFeed:
         self.plan = Plan(self.terms)
         self.recipes = {phase: Recipe(data, self.terms.seed) for phase, data in datasets.items()}
         self.transfer_dtype = transfer_dtype
-        self.covered_up_to: list[tuple[Phase, int, int]] = []
 
     def batches(self, phase: Phase, epoch: int, start: int = 0) -> Iterator[Made]:
         recipe = self.recipes[phase]
@@ -33,6 +32,3 @@ class LocalFeed:
 
     def num_batches(self, phase: Phase) -> int:
         return self.plan.num_batches(phase)
-
-    def covered(self, phase: Phase, epoch: int, sequence: int) -> None:
-        self.covered_up_to.append((phase, epoch, sequence))

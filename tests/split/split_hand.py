@@ -28,14 +28,18 @@ class HandLoader:
 
     def hear(self, kind: type) -> Any:
         """The next message of this kind; `Lost` ends it where that was not waited for."""
+        return self.hear_with(kind)[0]
+
+    def hear_with(self, kind: type) -> tuple[Any, Any]:
+        """The same, with its body."""
         while True:
-            message, _ = self._inbox.get(timeout=20)
+            message, tree = self._inbox.get(timeout=20)
             if isinstance(message, kind):
-                return message
+                return message, tree
             assert not isinstance(message, Lost), message
 
-    def join(self, terms: Terms, capacity: int = 4, *, has_weights: bool = False) -> None:
-        self.say(Hello(terms, "hand", capacity, has_weights=has_weights))
+    def join(self, terms: Terms, capacity: int = 4, *, has_weights: bool = False, errand: str = "") -> None:
+        self.say(Hello(terms, "hand", capacity, has_weights=has_weights, errand=errand))
         self.hear(Welcome)
         self.say(Here())
 

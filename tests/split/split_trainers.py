@@ -100,6 +100,9 @@ def serving(trainer: GPUTrainer, run: Any) -> Iterator[dict[str, Any]]:
     thread.start()
     try:
         yield outcome
+    except BaseException:
+        trainer.stop()
+        raise
     finally:
         thread.join(60)
         assert not thread.is_alive()

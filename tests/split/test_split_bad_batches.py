@@ -16,8 +16,8 @@ from manyhands.clock import ManualClock, SystemClock
 from manyhands.errors import NonFinite, UsageError
 from manyhands.split.inference.collecting import InMemory
 from manyhands.split.inference.parts import OnDisk
+from manyhands.split.intake.leftout import MOST_NAMED, LeftOut
 from manyhands.split.jobs import Fault, Made, Work
-from manyhands.split.leftout import MOST_NAMED, LeftOut
 from manyhands.split.loader import CPULoader
 from manyhands.split.making.assembler import Assembler
 from manyhands.split.narrow import narrow

@@ -181,7 +181,6 @@ def test_checkpoints_come_by_the_clock_and_at_the_end(tmp_path):
         "step-6",
         "step-9",
     ]
-    assert feed.covered_up_to == [("train", 0, 3), ("train", 1, 1), ("train", 1, 4), ("train", 2, 0)]
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_with_the_weights_before_it(tmp_path):

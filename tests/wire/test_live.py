@@ -13,6 +13,7 @@ import pytest
 
 from manyhands.clock import ManualClock
 from manyhands.errors import Mismatch, ProtocolError, Refused, RunFailed, Unreachable, UsageError
+from manyhands.testing.process import wait_for
 from manyhands.wire import Gate, Limits, Link, NodeKey, Peer, dial
 
 
@@ -235,7 +236,7 @@ def test_a_node_that_goes_away_cancels_its_handler(coordinator: Any) -> None:
     connection.close()
     assert coordinator.over.wait(5)
     assert coordinator.ended == ["cancelled"]
-    assert not coordinator.listener.live_peers()
+    wait_for(lambda: not coordinator.listener.live_peers(), 5.0, "its peer to be forgotten")
 
 
 def test_a_stopping_coordinator_says_so_and_the_node_may_try_again(coordinator: Any) -> None:

@@ -1,7 +1,8 @@
 """Pipeline mode: one model cut over several machines, skip connections included.
 
 Read `graph` first (layers and the named edges between them), then `plan` (where to cut) and `schedules` (who
-computes what when). `boss` and `worker` are the two roles; `driver` is what keeps a run whole when one is lost.
+computes what when). `boss` and `worker` are the two roles. A boss has a `crew` of workers, a `deployment` of its
+model on them, and a `run` over it; `driver` is what keeps that whole when a worker is lost.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from torch.optim import Optimizer
 from manyhands.errors import UsageError
 from manyhands.pipeline.boss import BossMan
 from manyhands.pipeline.recipes import build
-from manyhands.pipeline.run import Run
 from manyhands.pipeline.stage.optimizers import OptimizerRecipe
 from manyhands.pipeline.stage.reference import OneProcess
 
@@ -19,10 +18,10 @@ async def alone(boss: BossMan) -> tuple[OneProcess, Optimizer]:
     For a boss that is placed and has not stepped yet. UsageError where it has no optimizer, or none of the parameters
     is trained.
     """
-    run: Run = boss._run
-    stock = run._held()
-    run._check_optimizer()
-    assert run._optimizer is not None
+    deployment = boss._deployment
+    stock, standing = deployment.stock, deployment.standing
+    standing.check_optimizer()
+    assert standing.optimizer is not None
     weights = await boss.state_dict()
     layers = [build(recipe) for recipe in stock._reading.recipes]
     with torch.no_grad():
@@ -31,8 +30,8 @@ async def alone(boss: BossMan) -> tuple[OneProcess, Optimizer]:
                 tensor.copy_(weights[name])
     one = OneProcess(stock.graph, layers, run_seed=stock.settings.seed)
     one.tie()
-    one.step_number = run._passes + 1
-    optimizer = OptimizerRecipe.from_text(*run._optimizer).build(one.parameters().values())
+    one.step_number = standing.passes + 1
+    optimizer = OptimizerRecipe.from_text(*standing.optimizer).build(one.parameters().values())
     if optimizer is None:
         raise UsageError("this model has no parameters, so there is nothing to compare")
     return one, optimizer

@@ -1,7 +1,8 @@
 """``BossMan``: one model over several workers, as users hold it.
 
 Everything here is awaited but the constructor, `gather_dependencies`, `get_model_stats` and `plain`; the work
-itself is `run.Run`, whose coroutines live in the crew's own thread, so that `plain` can wait for them too.
+itself is done by `deployment` and `run`, whose coroutines live in the crew's own thread, so that `plain` can wait for
+them too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from manyhands.errors import UsageError
 from manyhands.pipeline.bossline import DEFAULT_PORT
 from manyhands.pipeline.crew import Crew
+from manyhands.pipeline.deployment import Deployment
 from manyhands.pipeline.localworkers import LocalWorkers
 from manyhands.pipeline.plain import Plain
 from manyhands.pipeline.planning import Options, Tied
@@ -62,7 +64,8 @@ class BossMan:
             cuts, replicas, weights, checkpoint_dir, snapshot_every, log, precision, recompute, tied
         )
         options.check()
-        self._run = Run(workers, model, options)
+        self._deployment = Deployment(workers, model, options)
+        self._run = Run(self._deployment)
 
     @staticmethod
     async def setup_host(
@@ -112,20 +115,20 @@ class BossMan:
 
     async def distribute_model(self) -> None:
         """Cut the model and build each part on its worker. A module whose shapes only a batch tells waits for one."""
-        await self._crew.run(self._run.distribute())
+        await self._crew.run(self._deployment.distribute())
 
     async def send_optimizer(
         self, optimizer: type[torch.optim.Optimizer], options: Mapping[str, Any]
     ) -> None:
         """Give every worker this optimizer of torch.optim for its own parameters."""
-        await self._crew.run(self._run.set_optimizer(optimizer, options))
+        await self._crew.run(self._deployment.set_optimizer(optimizer, options))
 
     def gather_dependencies(self) -> dict[str, list[int]]:
         """The edges that pass over at least one cut: their names, with the stages that take them.
 
         A module is cut when its first batch has told the shapes; until then there are none.
         """
-        return self._crew.call(self._run.dependencies())
+        return self._crew.call(self._deployment.dependencies())
 
     # ---- a step by hand ----
 
@@ -162,17 +165,17 @@ class BossMan:
 
     def plain(self) -> Plain:
         """The model as a module for a plain training loop: ``loss.backward()`` drives the workers."""
-        return Plain(self._crew, self._run)
+        return Plain(self._crew, self._deployment, self._run)
 
     # ---- around it ----
 
     async def model_train(self) -> None:
         """Train mode: dropout draws, BatchNorm counts."""
-        await self._crew.run(self._run.set_mode(training=True))
+        await self._crew.run(self._deployment.set_mode(training=True))
 
     async def model_eval(self) -> None:
         """Evaluation mode."""
-        await self._crew.run(self._run.set_mode(training=False))
+        await self._crew.run(self._deployment.set_mode(training=False))
 
     async def set_lr(self, lr: float) -> None:
         """The learning rate of every stage, from the next step on."""
@@ -184,19 +187,19 @@ class BossMan:
 
     async def state_dict(self) -> dict[str, Tensor]:
         """All parameters and buffers by their original names, on the CPU."""
-        return await self._crew.run(self._run.state_dict())
+        return await self._crew.run(self._deployment.state_dict())
 
     async def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put these weights onto the workers. UsageError naming what is missing, unknown or of another shape."""
-        await self._crew.run(self._run.load_state_dict(state))
+        await self._crew.run(self._deployment.load_state_dict(state))
 
     async def save(self, path: str | Path) -> Path:
         """Write a checkpoint under `path`: weights, optimizer state and where the run stands; its folder."""
-        return await self._crew.run(self._run.save(Path(path)))
+        return await self._crew.run(self._deployment.save(Path(path)))
 
     async def resume(self, path: str | Path) -> None:
         """Go on from the newest whole checkpoint under `path`, on however many workers there are now."""
-        await self._crew.run(self._run.resume(Path(path)))
+        await self._crew.run(self._deployment.resume(Path(path)))
 
     async def node_mem_clear(self) -> None:
         """Free what workers keep of forwards that had no backward, and the caches of their devices."""
@@ -204,11 +207,11 @@ class BossMan:
 
     async def get_worker_mem_stats(self) -> list[dict[str, Any]]:
         """One row a worker: its name, device, layers, bytes of its stages, and free memory."""
-        return await self._crew.run(self._run.memory())
+        return await self._crew.run(self._deployment.memory())
 
     def get_model_stats(self) -> list[dict[str, Any]]:
         """One row a layer: its name, worker, number of parameters, what it takes and makes."""
-        return self._crew.call(self._run.layers())
+        return self._crew.call(self._deployment.layers())
 
     async def close(self) -> None:
         """Let the workers go."""

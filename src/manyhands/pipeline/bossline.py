@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from manyhands.errors import Refused
 from manyhands.settings import load, state_dir
 from manyhands.wire import Connection, Invite, NodeKey, dial, find_invite
 
@@ -24,7 +25,13 @@ class BossLine:
         settings = load()
         secret = settings.invite.get_secret_value() if settings.invite else None
         port = DEFAULT_PORT if settings.model.port is None else settings.model.port
-        invite = find_invite(self._given, secret, state_dir(), port)
+        try:
+            invite = find_invite(self._given, secret, state_dir(), port)
+        except Refused:
+            raise Refused(
+                "no invite: none was given, MANYHANDS_INVITE is not set, and no boss of yours runs here on "
+                f"port {port}; paste the line that the boss prints when it starts, `manyhands worker mh://...`"
+            ) from None
         host = settings.model.host or invite.host
         return invite.with_address(host, settings.model.port or invite.port)
 

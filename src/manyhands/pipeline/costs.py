@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from manyhands.pipeline.graph import Edge, Graph
-from manyhands.pipeline.plan import Cost
+from manyhands.pipeline.stagecosts import Cost
 from manyhands.tensors.dtypes import DTYPES
 
 _FLOPS_PER_SECOND: Final = 2e10

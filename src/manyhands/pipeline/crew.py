@@ -1,7 +1,7 @@
 """The boss's workers: who dialled in, who is gone, and the thread in which their streams are read.
 
 `BossMan.setup_host` makes one and waits until enough workers are here; those beyond what was asked for stand by
-as spares. Knows invites and streams, and no model: what the workers say goes to a `Hears`.
+as spares. Knows streams, and no model: what the workers say goes to a `Hears`.
 """
 
 from __future__ import annotations
@@ -9,57 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from manyhands.clock import Clock, SystemClock
-from manyhands.errors import Mismatch, ProtocolError, Refused, RunFailed, Unreachable, UsageError
+from manyhands.errors import ProtocolError, RunFailed, Unreachable
 from manyhands.fleet.channels import Answered, Lost
 from manyhands.fleet.loopthread import LoopThread
 from manyhands.fleet.parcels import Parcels
-from manyhands.observe.text import clean_name
 from manyhands.observe.waiting import Waiting
-from manyhands.pipeline.messages import PROTOCOL, Farewell, FromWorker, Hello, Welcome
-from manyhands.release import __version__
-from manyhands.settings import ensure_state_dir
-from manyhands.wire import Gate, Invite, KnownFile, Link, Listener, Peer, Role
-from manyhands.wire.address import join_address, nearest
+from manyhands.pipeline.entrance import GOODBYE_SECONDS, entrance
+from manyhands.pipeline.members import Member, greeting
+from manyhands.pipeline.messages import Farewell, FromWorker, Hello, Welcome
+from manyhands.wire import Invite, Link, Peer
+from manyhands.wire.address import join_address
 
 _T = TypeVar("_T")
-_HOURS, _USES = 24.0, 64
 _LOOK_SECONDS = 1.0
-_GOODBYE_SECONDS = 2.0
-"""How long a worker has to hear that it is over."""
-
-
-@dataclass(eq=False)
-class Member:
-    """One worker as the boss knows it."""
-
-    number: int
-    """Counted from 0 in the order of arrival; never used twice."""
-    key_id: str
-    """Of the key that its stream was opened with; other workers know it by this."""
-    hello: Hello
-    channel: Answered[FromWorker]
-    is_alive: bool = True
-
-    @property
-    def title(self) -> str:
-        """How messages to people name it."""
-        return f"worker {self.number} ({clean_name(self.hello.name)}, {clean_name(self.hello.device)})"
-
-    @property
-    def dials(self) -> list[str]:
-        """Lines at which other workers may reach it, the likeliest first: its own, then as the boss sees it."""
-        invite = Invite.parse(self.hello.invite)
-        seen = _host_of(self.channel.peer_address)
-        hosts = [seen, *self.hello.addresses] if seen is not None else [*self.hello.addresses]
-        return [str(invite.with_address(host, invite.port)) for host in dict.fromkeys(hosts)]
 
 
 class Hears(Protocol):
@@ -126,11 +93,12 @@ class Crew:
     def wait(self, num_workers: int, timeout_seconds: float | None) -> None:
         """Block until so many workers are here, saying every half minute for how many more.
 
-        Unreachable when `timeout_seconds` are over.
+        Unreachable when `timeout_seconds` are over, RunFailed where the crew is closed meanwhile.
         """
         waiting = Waiting(self._clock)
         with self._changed:
             while len(self.alive) < num_workers:
+                self._running()
                 missing = num_workers - len(self.alive)
                 waiting.say(
                     f"waiting for {missing} of {num_workers} workers: run `manyhands worker mh://...`, the line above, "
@@ -202,26 +170,11 @@ class Crew:
     # ---- the event loop, inside ----
 
     async def _serve(self) -> None:
-        with contextlib.ExitStack() as stack:
-            gate = Gate(self._folder(stack), self._clock)
-            gate.open()
-            stack.callback(gate.close)
-            listener = Listener(
-                gate, on_stream=self._answer, on_ask=_no_questions, host=self._host, port=self._port
-            )
-            await listener.start()
-            try:
-                self._address = listener.address
-                self._invite = _invite(gate, listener, self._invite)
-                known = KnownFile(ensure_state_dir(), self._address[1])
-                mine = nearest(self._host, self._address[0])
-                known.write(self._invite, self._invite.with_address(mine, self._address[1]))
-                stack.callback(known.remove)
-                self._thread.up()
-                await self._thread.until_closed()
-                await self._say_farewell()
-            finally:
-                await listener.stop(_GOODBYE_SECONDS)
+        async with entrance(self._host, self._port, self._invite, self._answer, self._clock) as opened:
+            self._address, self._invite = opened.address, opened.invite
+            self._thread.up()
+            await self._thread.until_closed()
+            await self._say_farewell()
 
     async def _say_farewell(self) -> None:
         for member in self.alive:
@@ -229,20 +182,10 @@ class Crew:
                 member.channel.send(Farewell())
         for member in self.alive:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(member.channel.flush(), _GOODBYE_SECONDS)
-
-    def _folder(self, stack: contextlib.ExitStack) -> Path:
-        """Where the boss's key and invites lie: kept for a port that was named, so that a boss that is started
-        again is the one that its workers know.
-        """
-        if self._port:
-            return ensure_state_dir() / f"boss-{self._port}"
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="manyhands-boss-"))) / "gate"
+                await asyncio.wait_for(member.channel.flush(), GOODBYE_SECONDS)
 
     async def _answer(self, peer: Peer, link: Link) -> None:
         """One worker's stream, from its first message to its end."""
-        if peer.role not in (Role.WORKER, Role.NODE, Role.OWNER):
-            raise Refused(f"this invite is for a {peer.role}, and a boss takes workers")
         member: Member | None = None
 
         def deliver(message: Any, tree: Any) -> None:
@@ -251,7 +194,7 @@ class Crew:
                 if member is not None:
                     self._lose(member, str(message.error))
             elif member is None:
-                member = self._take(message, peer.key_id, channel)
+                member = self._take(greeting(message), peer.key_id, channel)
             elif isinstance(message, Hello):
                 raise ProtocolError("a worker said hello twice")
             elif self._hears is None:
@@ -262,15 +205,7 @@ class Crew:
         channel: Answered[FromWorker] = Answered(link, Parcels(FromWorker), deliver)
         await channel.serve()
 
-    def _take(self, hello: Any, key_id: str, channel: Answered[FromWorker]) -> Member:
-        if not isinstance(hello, Hello):
-            raise ProtocolError("a worker spoke before it said hello")
-        if hello.protocol != PROTOCOL:
-            raise Mismatch(
-                f"this boss speaks pipeline protocol {PROTOCOL}, manyhands {__version__}, and this worker "
-                f"{hello.protocol} (manyhands {hello.release}): install the same release on both"
-            )
-        Invite.parse(hello.invite)
+    def _take(self, hello: Hello, key_id: str, channel: Answered[FromWorker]) -> Member:
         member = Member(len(self.members), key_id, hello, channel)
         channel.send(Welcome(member.number))
         with self._changed:
@@ -286,25 +221,3 @@ class Crew:
             self._changed.notify_all()
         if self._hears is not None:
             self._hears.lost(member, reason)
-
-
-def _invite(gate: Gate, listener: Listener, given: Invite | None) -> Invite:
-    """The line for workers: the one that they hold already, or a new one."""
-    if given is None:
-        return listener.invite(Role.WORKER, uses=_USES, hours=_HOURS)
-    if given.pin != gate.identity.pin:
-        raise UsageError(
-            f"invite: {given.masked} is another boss's (its pin is not this one's key); leave it out to get a new one"
-        )
-    return given
-
-
-def _host_of(address: str) -> str | None:
-    """The host of `"ipv4:10.0.0.2:4711"` or `"ipv6:%5B::1%5D:4711"`, as gRPC writes a peer; None of others."""
-    kind, _, rest = address.partition(":")
-    host = rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
-    return host or None if kind in ("ipv4", "ipv6") else None
-
-
-async def _no_questions(peer: Peer, request: bytes) -> bytes:
-    raise Refused("a boss answers workers only; `manyhands status` and the like are for pools")

@@ -8,12 +8,13 @@ from itertools import islice
 from typing import Final
 
 from manyhands.errors import UsageError
-from manyhands.pipeline.crew import Member
 from manyhands.pipeline.graph import Graph
+from manyhands.pipeline.members import Member
 from manyhands.pipeline.placement import Placement
-from manyhands.pipeline.plan import Cost, Load, Machine, partition
+from manyhands.pipeline.plan import partition
 from manyhands.pipeline.schedules import schedule_of
 from manyhands.pipeline.simulator import simulate
+from manyhands.pipeline.stagecosts import Cost, Load, Machine
 
 SAMPLES: Final = 32
 """In the micro-batch that layers are measured over."""

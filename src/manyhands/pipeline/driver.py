@@ -7,57 +7,30 @@
                         ▼
         next generation: owners replaced ─► restored from the snapshot ─► the log asked again ─► the command again
 
-Lives in the crew's event loop. What a command is stands in `commands`, where stages lie in `placement`; this
-file knows neither models nor arithmetic. Commands run one at a time.
+Lives in the crew's event loop. What a command is stands in `commands`, where stages lie in `placement`, how one
+question is asked in `exchange`; this file knows neither models nor arithmetic. Commands run one at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from manyhands import errors
 from manyhands.errors import ManyhandsError, ProtocolError, RunFailed
 from manyhands.observe.text import clean_line
 from manyhands.pipeline import messages as m
 from manyhands.pipeline.commands import Command, Parcel
-from manyhands.pipeline.crew import Crew, Member
+from manyhands.pipeline.crew import Crew
+from manyhands.pipeline.exchange import Disturbed, Exchange
+from manyhands.pipeline.linking import link
+from manyhands.pipeline.members import Member
 from manyhands.pipeline.outcome import Outcome
 from manyhands.pipeline.placement import Placement, replaced
-from manyhands.pipeline.post import Name
 
-logger = logging.getLogger(__name__)
 REPLACEMENT_SECONDS: Final = 5.0
 """How long a boss without any worker waits for one before it gives up."""
-
-
-class _Disturbed(Exception):
-    """A worker or a stream between workers was lost; the sentence says which."""
-
-
-class _Pending:
-    """One command that is being done."""
-
-    def __init__(self, number: int, members: Sequence[int]) -> None:
-        self.number = number
-        self.missing = set(members)
-        self.outcome = Outcome()
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def answered(self, member: int, numbers: Mapping[str, float], tree: Any) -> None:
-        self.outcome.numbers[member] = dict(numbers)
-        self.outcome.trees[member] = tree
-        self.missing.discard(member)
-        if not self.missing and not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-
 
 Prepare = Callable[[Placement, int, int], dict[int, list[Parcel]]]
 """(placement, generation, command number) to what builds the stages and puts them into the newest snapshot."""
@@ -70,12 +43,12 @@ class Driver:
         self, crew: Crew, placement: Placement, prepare: Prepare, say: Callable[[str], None]
     ) -> None:
         self.placement = placement
-        self.generation = 0
         self.log: list[Command] = []
+        """What was done since the snapshot, and is done again after a loss."""
         self._crew = crew
+        self._exchange = Exchange(crew)
         self._prepare = prepare
         self._say = say
-        self._pending: _Pending | None = None
         self._is_placed = False
         self._trouble = ""
 
@@ -88,7 +61,12 @@ class Driver:
 
     def next_number(self) -> int:
         """A number for a new command."""
-        return next(self._crew.numbers)
+        return self._exchange.number()
+
+    @property
+    def generation(self) -> int:
+        """The placement that is in force, counted over all of the crew."""
+        return self._exchange.generation
 
     async def survey(
         self, ask: Callable[[int, int], m.Measure], recipes: Any, members: Sequence[int]
@@ -97,11 +75,11 @@ class Driver:
         async with self._crew.turn:
             self._attend()
             self._abort()
-            self.generation, number = self.next_number(), self.next_number()
+            number = self._next_generation()
             question = ask(self.generation, number)
             try:
-                return await self._ask(number, {member: [(question, recipes)] for member in members})
-            except _Disturbed:
+                return await self._exchange.ask(number, {member: [(question, recipes)] for member in members})
+            except Disturbed:
                 return None
 
     async def place(self, placement: Placement | None = None) -> None:
@@ -123,10 +101,10 @@ class Driver:
                 try:
                     if not self._is_placed:
                         await self._settle()
-                    outcome = await self._ask(
+                    outcome = await self._exchange.ask(
                         command.number, command.parcels_for(self.placement, self.generation)
                     )
-                except _Disturbed as loss:
+                except Disturbed as loss:
                     self._trouble, self._is_placed = str(loss), False
                     continue
                 except (ManyhandsError, asyncio.CancelledError):
@@ -143,8 +121,10 @@ class Driver:
             try:
                 await self._place()
                 for command in list(self.log):
-                    await self._ask(command.number, command.parcels_for(self.placement, self.generation))
-            except _Disturbed as loss:
+                    await self._exchange.ask(
+                        command.number, command.parcels_for(self.placement, self.generation)
+                    )
+            except Disturbed as loss:
                 self._trouble = str(loss)
                 continue
             self._is_placed = True
@@ -167,10 +147,14 @@ class Driver:
             )
             self._trouble = ""
         self.placement = replace(self.placement, owners=owners)
-        self.generation = self.next_number()
-        number = self.next_number()
-        await self._ask(number, self._prepare(self.placement, self.generation, number))
-        await self._connect()
+        number = self._next_generation()
+        await self._exchange.ask(number, self._prepare(self.placement, self.generation, number))
+        await link(self.placement.pairs(), self._crew, self._exchange)
+
+    def _next_generation(self) -> int:
+        """Let a new placement begin; the number of its first command."""
+        self._exchange.generation = self.next_number()
+        return self.next_number()
 
     async def _wait_for_one(self) -> None:
         try:
@@ -181,59 +165,9 @@ class Driver:
                 "the last checkpoint (`await boss.resume(path)`)"
             ) from None
 
-    async def _connect(self) -> None:
-        """Have each pair that has something to say open a direct stream; one that cannot goes through the boss."""
-        for one, other in self.placement.pairs():
-            if frozenset((one, other)) in self._crew.linked:
-                continue
-            for dialler, listener in ((other, one), (one, other)):
-                if (dialler, listener) in self._crew.unreachable:
-                    continue
-                try:
-                    await self._introduce(self._crew.members[dialler], self._crew.members[listener])
-                except errors.Unreachable as error:
-                    logger.info("worker %d cannot reach worker %d: %s", dialler, listener, error)
-                    self._crew.unreachable.add((dialler, listener))
-                    continue
-                self._crew.linked.add(frozenset((one, other)))
-                break
-
-    async def _introduce(self, dialler: Member, listener: Member) -> None:
-        """Tell the listener who will come, and only then send it."""
-        number = self.next_number()
-        expect = m.Expect(number, dialler.number, dialler.key_id)
-        await self._ask(number, {listener.number: [(expect, None)]})
-        number = self.next_number()
-        connect = m.Connect(number, listener.number, listener.dials)
-        await self._ask(number, {dialler.number: [(connect, None)]})
-
-    async def _ask(self, number: int, parcels: Mapping[int, Sequence[Parcel]]) -> Outcome:
-        pending = self._pending = _Pending(number, list(parcels))
-        try:
-            for member, several in parcels.items():
-                one = self._crew.members[member]
-                if not one.is_alive:
-                    raise _Disturbed(f"{one.title} was lost")
-                for message, tree in several:
-                    self._send(one, message, tree)
-            await pending.done
-            return pending.outcome
-        finally:
-            self._pending = None
-
-    def _send(self, member: Member, message: m.FromBoss, tree: Any) -> None:
-        try:
-            member.channel.send(message, tree)
-        except errors.Unreachable:
-            raise _Disturbed(f"{member.title} was lost") from None
-
     def _abort(self) -> None:
         self._is_placed = False
-        for member in self._crew.alive:
-            try:
-                member.channel.send(m.Abort(self.generation))
-            except errors.Unreachable:
-                continue  # its loss is told by its stream
+        self._exchange.abort()
 
     # ---- what the workers say (crew.Hears) ----
 
@@ -253,12 +187,8 @@ class Driver:
                 self._disturb(
                     f"the stream between {member.title} and {other} broke ({clean_line(message.reason)})"
                 )
-        elif isinstance(message, m.Answer | m.Failed) and self._is_current(member, message):
-            assert self._pending is not None
-            if isinstance(message, m.Answer):
-                self._pending.answered(member.number, message.numbers, tree)
-            else:
-                self._pending.fail(_error_of(member, message))
+        elif isinstance(message, m.Answer | m.Failed):
+            self._exchange.heard(member, message, tree)
 
     def lost(self, member: Member, reason: str) -> None:
         """Place anew, if it held anything."""
@@ -267,15 +197,7 @@ class Driver:
 
     def _disturb(self, sentence: str) -> None:
         self._trouble, self._is_placed = sentence, False
-        if self._pending is not None:
-            self._pending.fail(_Disturbed(sentence))
-
-    def _is_current(self, member: Member, message: m.Answer | m.Failed) -> bool:
-        pending = self._pending
-        if pending is None or message.generation != self.generation or member.number not in pending.missing:
-            return False
-        # What a worker says of its stages before they are whole has no number of its own.
-        return message.command == pending.number or isinstance(message, m.Failed)
+        self._exchange.disturb(sentence)
 
     def _pass_on(self, member: Member, value: m.Value, tree: Any) -> None:
         if value.generation != self.generation:
@@ -285,27 +207,6 @@ class Driver:
         if value.kind == "state" and value.stage != member.number:
             raise ProtocolError(f"worker {member.number} sent a state as worker {value.stage}'s")
         if value.member == m.BOSS:
-            if self._pending is not None:
-                name = Name(value.kind, value.edge, value.micro_batch, value.stage)
-                self._pending.outcome.values[name] = tree
+            self._exchange.keep(value, tree)
         elif value.member < len(self._crew.members) and self._crew.members[value.member].is_alive:
             self._crew.members[value.member].channel.send(value, tree)
-
-
-def _error_of(member: Member, failed: m.Failed) -> ManyhandsError:
-    """A worker's error as the boss raises it: of the same class, if it is one of ours that a sentence makes."""
-    kind = getattr(errors, failed.error, RunFailed) if failed.error in _TRAVELLING else RunFailed
-    error: ManyhandsError = kind(f"{member.title}: {clean_line(failed.sentence, max=2000)}")
-    return error
-
-
-_TRAVELLING = (
-    "Unreachable",
-    "UsageError",
-    "Refused",
-    "Mismatch",
-    "ProgramRefused",
-    "ProtocolError",
-    "RunFailed",
-    "NonFinite",
-)

@@ -17,9 +17,9 @@ from manyhands.clock import Clock
 from manyhands.errors import ManyhandsError
 from manyhands.pipeline.graph import Edge, Graph
 from manyhands.pipeline.memory import free_memory_bytes
-from manyhands.pipeline.plan import Cost
 from manyhands.pipeline.recipes import build, decode
 from manyhands.pipeline.recipes.build import BuiltLayer
+from manyhands.pipeline.stagecosts import Cost
 from manyhands.programs.format import MAX_NODES
 from manyhands.programs.plan import Limits
 from manyhands.programs.undisturbed import undisturbed

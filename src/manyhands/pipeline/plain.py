@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from manyhands.errors import UsageError
 from manyhands.pipeline.crew import Crew
+from manyhands.pipeline.deployment import Deployment
 from manyhands.pipeline.run import Run
 
 
@@ -32,8 +33,9 @@ class Plain:
     gradients on, since workers keep what the last one needs.
     """
 
-    def __init__(self, crew: Crew, run: Run) -> None:
+    def __init__(self, crew: Crew, deployment: Deployment, run: Run) -> None:
         self._crew = crew
+        self._deployment = deployment
         self._run = run
         self._anchor = nn.Parameter(torch.zeros(()))
         """What makes predictions part of a graph; nothing ever changes it."""
@@ -51,12 +53,12 @@ class Plain:
 
     def optimizer(self, kind: type[Optimizer], **options: Any) -> RemoteOptimizer:
         """Every stage's optimizer, as one that LR schedulers take: ``net.optimizer(torch.optim.AdamW, lr=3e-4)``."""
-        self._crew.call(self._run.set_optimizer(kind, options))
+        self._crew.call(self._deployment.set_optimizer(kind, options))
         return RemoteOptimizer(self._crew, self._run, kind, options)
 
     def train(self, mode: bool = True) -> Plain:
         """Train mode, or evaluation mode."""
-        self._crew.call(self._run.set_mode(training=mode))
+        self._crew.call(self._deployment.set_mode(training=mode))
         return self
 
     def eval(self) -> Plain:
@@ -73,19 +75,19 @@ class Plain:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All parameters and buffers by their original names, on the CPU."""
-        return self._crew.call(self._run.state_dict())
+        return self._crew.call(self._deployment.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put these weights onto the workers."""
-        self._crew.call(self._run.load_state_dict(state))
+        self._crew.call(self._deployment.load_state_dict(state))
 
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint under `path`; its folder."""
-        return self._crew.call(self._run.save(Path(path)))
+        return self._crew.call(self._deployment.save(Path(path)))
 
     def resume(self, path: str | Path) -> None:
         """Go on from the newest whole checkpoint under `path`."""
-        self._crew.call(self._run.resume(Path(path)))
+        self._crew.call(self._deployment.resume(Path(path)))
 
 
 class _Through(torch.autograd.Function):

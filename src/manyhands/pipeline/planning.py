@@ -10,13 +10,13 @@ from typing import Literal
 from manyhands.errors import UsageError
 from manyhands.pipeline import messages as m
 from manyhands.pipeline.costs import estimate
-from manyhands.pipeline.crew import Member
 from manyhands.pipeline.cutting import SAMPLES, cut
 from manyhands.pipeline.driver import Driver
 from manyhands.pipeline.measure import costs, measured_by
+from manyhands.pipeline.members import Member
 from manyhands.pipeline.placement import Placement
 from manyhands.pipeline.placing import Stock
-from manyhands.pipeline.plan import Cost
+from manyhands.pipeline.stagecosts import Cost
 from manyhands.training.step import PRECISIONS, Precision
 
 Tied = Literal["exact", "fast"]

@@ -36,8 +36,12 @@ class Aborted(ManyhandsError):
     """The placement is given up while this worker waits for one of its values. Never leaves the worker."""
 
 
-class BossLost(Unreachable):
-    """The boss's stream is over: nothing more is to be done for it."""
+class BossLost(Exception):
+    """The boss's stream is over, and `error` says why: nothing more is to be done for it. Never leaves the worker."""
+
+    def __init__(self, error: ManyhandsError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Post:
@@ -61,13 +65,16 @@ class Post:
         self._values = {key: tree for key, tree in self._values.items() if key[0] >= generation}
 
     def command(self) -> tuple[m.FromBoss, Any]:
-        """The next command of the boss, waiting for it. Raises what ended its stream."""
+        """The next command of the boss, waiting for it. BossLost where its stream ends first."""
         while not self._commands:
             self._take(*self._inbox.get())
         return self._commands.popleft()
 
     def value(self, name: Name) -> Any:
-        """The tensors of a value, waiting for them; each once. Aborted where the placement is given up."""
+        """The tensors of a value, waiting for them; each once.
+
+        Aborted where the placement is given up, BossLost where the boss is gone.
+        """
         key = (self.generation, name)
         while key not in self._values:
             if self._aborted >= self.generation:
@@ -102,7 +109,7 @@ class Post:
             if isinstance(message, Lost):
                 self.boss.send(m.Unlinked(self.generation, member, str(message.error)[:1000]))
         elif isinstance(message, Lost):
-            raise BossLost(str(message.error)) if isinstance(message.error, Unreachable) else message.error
+            raise BossLost(message.error)
         elif isinstance(message, m.Abort):
             self._aborted = max(self._aborted, message.generation)
         else:

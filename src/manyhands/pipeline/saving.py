@@ -11,6 +11,7 @@ from manyhands.clock import SystemClock
 from manyhands.errors import StorageError, UsageError
 from manyhands.pipeline.stage.weights import StageState
 from manyhands.store import checkpoint
+from manyhands.store.runs import new_run
 
 _MODE = "pipeline"
 
@@ -31,21 +32,29 @@ class Saved:
     """Where fp16's loss scale stands (`training.scale`)."""
 
 
-def write(path: Path, run: str, saved: Saved, tied: Mapping[str, str]) -> Path:
-    """Write a checkpoint of `run` under `path`; its folder. StorageError where the disk does not take it."""
-    state = saved.state
-    manifest = {
-        "mode": _MODE,
-        "passes": saved.passes,
-        "seed": saved.seed,
-        "scale": saved.scale,
-        "buffers": sorted(state.buffers),
-        "optimizer": list(saved.optimizer) if saved.optimizer is not None else None,
-    }
-    optimizer = {"step": state.step, "lr": state.lr, "tensors": state.optimizer}
-    tensors = {**state.parameters, **state.buffers}
-    found = checkpoint.Snapshot(run, saved.updates, tensors, optimizer, manifest, dict(tied))
-    return checkpoint.save(path, found, SystemClock())
+class Checkpoints:
+    """The checkpoints of one model: those under one path belong to one run."""
+
+    def __init__(self) -> None:
+        self._runs: dict[Path, str] = {}
+
+    def write(self, path: Path, saved: Saved, tied: Mapping[str, str]) -> Path:
+        """Write a checkpoint under `path`; its folder. StorageError where the disk does not take it."""
+        if path not in self._runs:
+            self._runs[path] = new_run(path)
+        state = saved.state
+        manifest = {
+            "mode": _MODE,
+            "passes": saved.passes,
+            "seed": saved.seed,
+            "scale": saved.scale,
+            "buffers": sorted(state.buffers),
+            "optimizer": list(saved.optimizer) if saved.optimizer is not None else None,
+        }
+        optimizer = {"step": state.step, "lr": state.lr, "tensors": state.optimizer}
+        tensors = {**state.parameters, **state.buffers}
+        found = checkpoint.Snapshot(self._runs[path], saved.updates, tensors, optimizer, manifest, dict(tied))
+        return checkpoint.save(path, found, SystemClock())
 
 
 def find(path: Path) -> Saved:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from manyhands.pipeline.crew import Member
 from manyhands.pipeline.graph import BATCH
+from manyhands.pipeline.members import Member
 from manyhands.pipeline.outcome import Outcome
 from manyhands.pipeline.placement import Placement
 

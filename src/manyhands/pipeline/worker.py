@@ -32,7 +32,7 @@ from manyhands.pipeline.bossline import BossLine
 from manyhands.pipeline.holding import Holding
 from manyhands.pipeline.memory import free_memory_bytes
 from manyhands.pipeline.neighbours import Neighbours
-from manyhands.pipeline.post import Item, Post
+from manyhands.pipeline.post import BossLost, Item, Post
 from manyhands.release import __version__
 from manyhands.training.device import pick_device
 from manyhands.wire.address import local_addresses
@@ -110,6 +110,8 @@ class Worker:
                 boss.send(self._hello(device, neighbours.invite))
                 self._say(f"joined the boss at {connection.where}: computing on {device}")
                 return self._obey(Holding(device, Post(boss, neighbours, inbox), self._clock))
+            except BossLost as lost:
+                raise lost.error from None
             finally:
                 neighbours.close()
                 boss.close()

@@ -8,16 +8,16 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from manyhands.clock import Clock
-from manyhands.errors import ManyhandsError, Unreachable
+from manyhands.errors import BadSample, ManyhandsError, Unreachable, UsageError
 from manyhands.observe.waiting import Waiting, tell
 from manyhands.split import calling
-from manyhands.split.delivery import (
-    Assignment,
+from manyhands.split.delivery import Assignment, Delivery
+from manyhands.split.delivery.events import (
     CannotGoOn,
-    Delivery,
     Inbox,
     JobOver,
     RowsCame,
@@ -34,6 +34,8 @@ from manyhands.split.workshop import Workshop
 
 FAREWELL_SECONDS: Final = 10.0
 """How long the trainers may take to hear that this loader cannot go on."""
+STOP_SECONDS: Final = 2.0
+"""... and that it was stopped."""
 _TICK_SECONDS: Final = 0.5
 
 OnRows = Callable[[int, int, dict[str, Any]], int]
@@ -90,7 +92,9 @@ class Errand:
         return new_guest
 
     def _cannot_go_on(self, error: ManyhandsError) -> None:
-        self._inbox.put(CannotGoOn(error))
+        # Every loader has the data; its own are what it reaches, and the workers that it started.
+        is_only_here = not isinstance(error, UsageError | BadSample)
+        self._inbox.put(CannotGoOn(error, is_only_here))
 
     def _attend(self) -> list[JobOver] | None:
         waiting, limit = Waiting(self.clock), self.wait_seconds
@@ -119,9 +123,11 @@ class Errand:
                         raise event.error
                     self._over[trainer] = event
                 case CannotGoOn(error):
-                    self._say_so(error)
+                    say = Delivery.leave if event.is_only_here else Delivery.fail
+                    self._say_so(partial(say, error=error), FAREWELL_SECONDS)
                     raise error
                 case Stopped():
+                    self._say_so(partial(Delivery.leave, error=None), STOP_SECONDS)
                     return None
         return [self._over[assignment.trainer] for assignment in self.assignments]
 
@@ -142,12 +148,12 @@ class Errand:
             raise error
         tell(f"the trainer is away ({error}); this loader waits for it")
 
-    def _say_so(self, error: ManyhandsError) -> None:
+    def _say_so(self, say: Callable[[Delivery], None], limit_seconds: float) -> None:
         """Tell the trainers, and give them a moment to take it."""
         told = [delivery for delivery in self._live.values() if delivery.is_welcome]
         for delivery in told:
-            delivery.fail(error)
-        left, end = len(told), self.clock.monotonic() + FAREWELL_SECONDS
+            say(delivery)
+        left, end = len(told), self.clock.monotonic() + limit_seconds
         while left and (seconds := end - self.clock.monotonic()) > 0:
             try:
                 event = self._inbox.get(timeout=seconds)

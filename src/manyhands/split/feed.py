@@ -72,10 +72,6 @@ class Job(Protocol):
         """Where whoever opened the job wants `phase` to begin: inference that goes on after a kill."""
         ...
 
-    def covered(self, phase: Phase, epoch: int, sequence: int) -> None:
-        """A checkpoint holds everything before this batch."""
-        ...
-
     def send_rows(self, sequence: int, columns: Mapping[str, Any]) -> None:
         """Send the arrays that inference made of batch `sequence` to whoever opened the job, in ascending order.
 

@@ -7,6 +7,7 @@ of the dataset. No socket, tensor or clock is known here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
@@ -80,8 +81,8 @@ class Maker(Protocol):
 class Feed(Protocol):
     """The stream of batches as a trainer's loop sees it, whoever makes them and however they travel."""
 
-    def batches(self, phase: Phase, epoch: int, start: int = 0) -> Any:
-        """Iterate over `Made` of this phase and epoch in the order of their sequence, from `start` on.
+    def batches(self, phase: Phase, epoch: int, start: int = 0) -> Iterator[Made]:
+        """Iterate over this phase and epoch in the order of their sequence, from `start` on.
 
         Taking the next one acknowledges the one before: it counts as consumed then.
         """

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from torch import Tensor
@@ -13,11 +12,11 @@ from torch import Tensor
 from manyhands.clock import Clock, SystemClock
 from manyhands.errors import UsageError
 from manyhands.fleet.signals import Signals
-from manyhands.settings import checks, load
+from manyhands.settings import load
 from manyhands.settings.defaults import default, settled
 from manyhands.split import calling
-from manyhands.split.data import is_stream
-from manyhands.split.delivery import Assignment, JobOver
+from manyhands.split.assigning import assignments
+from manyhands.split.delivery.events import JobOver
 from manyhands.split.doors import Door, ListeningDoor
 from manyhands.split.errand import Errand, OnRows
 from manyhands.split.inference.collecting import InOrder
@@ -26,19 +25,12 @@ from manyhands.split.inference.wishes import Wishes
 from manyhands.split.jobs import Mode, Phase
 from manyhands.split.making.starting import count_workers
 from manyhands.split.meeting import log_file
-from manyhands.split.messages import Hello
 from manyhands.split.recipe import PreprocessingFn, Recipe
 from manyhands.split.supply import Supply
-from manyhands.split.terms import Share, Terms
+from manyhands.split.terms import Terms
 from manyhands.split.training.record import History, empty_history
 from manyhands.split.training.scores import Scores
 from manyhands.split.training.weights import read_weights, write_weights
-from manyhands.training.stopping import early_stopping as early_stopping_rule
-
-_PER_WORKER: Final = 2
-"""Batches that a worker may be at or have done, as a local DataLoader's."""
-_AHEAD: Final = 2
-"""... and besides: one on its way, one to be sent next."""
 
 
 class CPULoader:
@@ -89,16 +81,9 @@ class CPULoader:
         ``transfer_dtype`` ("uint8", "float16", "bfloat16") narrows inputs on the wire, and the trainer widens them.
         ``seed`` decides the order and every random number that samples draw. UsageError for what cannot be.
         """
+        size, dtype = settled(batch_size), settled(transfer_dtype)
         self._supply = Supply.of(
-            dataset,
-            settled(batch_size),
-            shuffle,
-            preprocessing_fn,
-            val_split,
-            val_dataset,
-            settled(transfer_dtype),
-            collate_fn,
-            seed,
+            dataset, size, shuffle, preprocessing_fn, val_split, val_dataset, dtype, collate_fn, seed
         )
 
     # ---- jobs ----
@@ -119,21 +104,7 @@ class CPULoader:
         5, "min_delta": 0.001, "restore_best": True}``. A trainer that is away is waited for. After `stop` the history
         is empty.
         """
-        recipes = self._supply.training()
-        count = settled(epochs)
-        checks.whole("epochs", count, 1)
-        early_stopping_rule(early_stopping)
-        if early_stopping is not None and "val" not in recipes:
-            raise UsageError(
-                "early_stopping needs validation data: give setup_dataset val_split or val_dataset"
-            )
-        shuffle = self._supply.shuffle and not is_stream(recipes["train"].dataset)
-        terms = msgspec.structs.replace(
-            self._supply.terms("training", recipes),
-            shuffle=shuffle,
-            epochs=count,
-            early_stopping=early_stopping,
-        )
+        recipes, terms = self._supply.training(settled(epochs), early_stopping)
         if gpu_host is not None and listen_port is not None:
             raise UsageError("give gpu_host to dial the trainer, or listen_port to wait for it, not both")
         if gpu_host is not None:
@@ -191,9 +162,7 @@ class CPULoader:
             top_k, confidence_threshold, return_details, return_full_probabilities, return_raw_outputs
         )
         plain = msgspec.to_builtins(wishes)
-        terms = msgspec.structs.replace(
-            self._supply.terms("inference", {"infer": recipe}, batch_size), wishes=plain
-        )
+        terms = self._supply.terms("inference", {"infer": recipe}, batch_size, wishes=plain)
         config = {**plain, "batch_size": terms.batch_size}
         sink = open_sink(output, wishes, config, terms.lengths["infer"], self._clock)
         try:
@@ -264,27 +233,12 @@ class CPULoader:
         """Do a job; how it ended at each trainer, None after `stop`."""
         if self._errand is not None:
             raise UsageError("this loader is at work already: stop() it first, or make another one")
-        settings = load(split=True)
-        num_workers = settled(self.num_workers)
-        workers = count_workers(recipes, num_workers)
-        hello = Hello(
-            terms,
-            socket.gethostname()[:64],
-            _PER_WORKER * workers + _AHEAD,
-            starts or {},
-            self._weights_to_send is not None,
-        )
-        assignments = [
-            Assignment(
-                rank,
-                _of_share(hello, Share(rank, len(doors))),
-                self._weights_to_send,
-                settings.data.on_bad_sample == "stop",
-            )
-            for rank in range(len(doors))
-        ]
+        settings, num_workers = load(split=True), settled(self.num_workers)
+        workers, stops = count_workers(recipes, num_workers), settings.data.on_bad_sample == "stop"
+        weights = self._weights_to_send
+        given = assignments(terms, len(doors), workers, starts or {}, weights, stops_on_fault=stops)
         self._errand = Errand(
-            recipes, num_workers, doors, assignments, self._clock, settings.network.wait_timeout, on_rows
+            recipes, num_workers, doors, given, self._clock, settings.network.wait_timeout, on_rows
         )
         try:
             with log_file(settings), Signals(self.stop, "handing back what is leased") as signals:
@@ -294,8 +248,3 @@ class CPULoader:
         signals.end()
         self._weights_to_send = None
         return overs
-
-
-def _of_share(hello: Hello, share: Share) -> Hello:
-    terms = msgspec.structs.replace(hello.terms, share=share)
-    return msgspec.structs.replace(hello, terms=terms, capacity=max(_AHEAD, hello.capacity // share.trainers))

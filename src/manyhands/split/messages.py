@@ -13,6 +13,8 @@
       │ ◄────── Need(serial) ────────────────── │   this one beyond it: the trainer waits
       │ ◄────── Rows(sequence) [arrays] ─────── │   inference: to whoever opened the job
       │ ── Kept(sequence) ────────────────────► │   ... once they are as safe as asked for
+      │ ── Failed(sentence) ──────────────────► │   the job cannot go on, for nobody; answered by Over
+      │ ── Leaving(sentence) ─────────────────► │   this loader cannot, others may; answered by Over
       │ ◄────── Over(result) [tensors] ──────── │   and the loader ends the stream
 """
 
@@ -59,6 +61,8 @@ class Hello(_Message, frozen=True):
     """Where a phase is to begin, if not at its first batch."""
     has_weights: bool = False
     """Weights follow, which the model is to have."""
+    errand: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    """One call of ``start_loading`` or the like: the same on each of the streams that it takes."""
 
 
 class Here(_Message, frozen=True):
@@ -92,7 +96,14 @@ class Failed(_Message, frozen=True):
     """The sample at fault."""
 
 
-FromLoader = Hello | Here | Weights | Batch | Kept | Failed
+class Leaving(_Message, frozen=True):
+    """A loader goes for good, and the job may go on with others."""
+
+    sentence: _Sentence = ""
+    """Why it must; empty where somebody stopped it."""
+
+
+FromLoader = Hello | Here | Weights | Batch | Kept | Failed | Leaving
 
 # ---- trainer to loader ----
 

@@ -5,6 +5,7 @@
     epoch 0, train     [7 4 2 9][1 5 0 8][6 3]     the order of a real DataLoader(range(n), generator=…)
     sequence               0        1      2
     two trainers         rank 0   rank 1  rank 0    sequence % trainers == rank; training's validation: all
+    ... that train       [7 4 2 9][1 5 0 8][6][3]   as many batches for each (`deal`)
     serial            0 1 2 | 3 4 | 5 6 7 | 8 9     over train and val of every epoch, in the order of need
 
 A bare ``torch.randperm`` does not give a DataLoader's order: each of its epochs draws a seed for workers besides.
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from manyhands.errors import UsageError
+from manyhands.split.deal import Deal
 from manyhands.split.jobs import Phase, Work
 from manyhands.split.terms import Terms
 
@@ -81,11 +83,6 @@ def _passes(length: int, seed: int) -> DataLoader[Tensor]:
     )
 
 
-def num_batches(length: int, batch_size: int) -> int:
-    """Batches of one pass; the last may be short."""
-    return -(-length // batch_size)
-
-
 class Plan:
     """The batches of one job, in the order in which its trainer needs them; `validates` if it does so each epoch."""
 
@@ -96,18 +93,18 @@ class Plan:
 
     def num_batches(self, phase: Phase) -> int:
         """Batches of one epoch of `phase`, of all shares; 0 where the job has no such data."""
-        return num_batches(self.terms.lengths.get(phase, 0), self.terms.batch_size)
+        return self._deal(phase).num_batches
 
     def works(self, phase: Phase, epoch: int, start: int = 0) -> Iterator[Work]:
         """The share's works of one leg, those with a sequence below `start` left out."""
-        length, size, share = self.terms.lengths.get(phase, 0), self.terms.batch_size, self.terms.share
+        deal, share = self._deal(phase), self.terms.share
         order: Tensor | None = None
         # The ranks of a training job have equal weights, and must decide alike: each validates on everything.
         is_shared = not (self.terms.mode == "training" and phase == "val")
-        for sequence in range(start, self.num_batches(phase)):
+        for sequence in range(start, deal.num_batches):
             if is_shared and sequence % share.trainers != share.rank:
                 continue
-            first, end = sequence * size, min((sequence + 1) * size, length)
+            first, end = deal.bounds(sequence)
             if phase == "train" and self.terms.shuffle:
                 if order is None:
                     order = self._order(phase, epoch)
@@ -141,6 +138,11 @@ class Plan:
             raise UsageError(f"this job has no {phase} data; it has {', '.join(sorted(self.terms.lengths))}")
         if epoch < 0 or not 0 <= start <= batches:
             raise UsageError(f"epoch {epoch}, batch {start}: the {phase} data has batches 0 to {batches - 1}")
+
+    def _deal(self, phase: Phase) -> Deal:
+        terms = self.terms
+        trainers = terms.share.trainers if phase == "train" else 1
+        return Deal(terms.lengths.get(phase, 0), terms.batch_size, trainers)
 
     def _order(self, phase: Phase, epoch: int) -> Tensor:
         shuffle = self._shuffle.setdefault(phase, Shuffle(self.terms.lengths[phase], self.terms.seed))

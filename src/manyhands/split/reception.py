@@ -4,6 +4,7 @@
 
     Hello ──► the job that waits or runs is this one     Welcome ──► Here ──► a seat in it: leases flow
           ──► there is none                              it is the job now, or (a service) one of those that wait
+          ──► its own has ended while it was away        Over, as the others heard it
           ──► another one, in training                   Over: refused, by the name of what differs
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ from manyhands.split.buffers import Buffers
 from manyhands.split.credits import Window
 from manyhands.split.doors import Door
 from manyhands.split.intake import Intake
+from manyhands.split.intake.farewell import Ending, Farewell
 from manyhands.split.jobs import Mode
 from manyhands.split.messages import Hello
 from manyhands.split.plan import Plan
@@ -34,6 +37,7 @@ from manyhands.split.staging import Staging
 from manyhands.split.visitor import Visitor
 
 _TICK_SECONDS = 0.25
+_MOST_ENDED = 16
 _VERBS: dict[Mode, str] = {"training": "trains", "validation": "validates", "inference": "infers"}
 
 
@@ -62,6 +66,7 @@ class Reception:
         self._validates = validates
         self._turn = threading.Condition()
         self._jobs: list[Intake] = []
+        self._ended: deque[Ending] = deque(maxlen=_MOST_ENDED)
         self._buffers = Buffers()
         self._numbers = itertools.count(1)
         self._failure: ManyhandsError | None = None
@@ -90,6 +95,7 @@ class Reception:
         waiting = Waiting(self._clock)
         with self._turn:
             while not self._is_stopped:
+                self._ended += [job.ending() for job in self._jobs if job.is_over]
                 self._jobs = [job for job in self._jobs if not job.is_over]
                 ready = next((job for job in self._jobs if job.is_ready), None)
                 if ready is not None:
@@ -123,26 +129,30 @@ class Reception:
             self._turn.notify_all()
 
     def close(self) -> None:
-        """End every stream."""
+        """End every stream; first a moment for those who may be on their way back to hear how their job ended."""
+        with self._turn:
+            while not self._is_stopped and any(job.is_awaited for job in self._jobs):
+                self._turn.wait(_TICK_SECONDS)
         for door in self._doors:
             door.close()
 
     # ---- for visitors, on the threads that read ----
 
-    def admit(self, hello: Hello) -> Intake:
-        """The job that this loader is of. Mismatch where it can have none here."""
+    def admit(self, hello: Hello) -> Intake | Farewell:
+        """The job that this loader is of, or how it ended. Mismatch where it can have none here."""
         with self._turn:
             if hello.terms.mode != self._mode:
                 raise Mismatch(
                     f"this trainer {_VERBS[self._mode]}, and the loader asks for {hello.terms.mode}: start the trainer "
                     f"{_ADVICE[hello.terms.mode]}"
                 )
-            difference = None
+            if (farewell := self._ended_for(hello.errand)) is not None:
+                return farewell
             for job in (job for job in self._jobs if not job.is_over):
-                difference = job.terms.difference(hello.terms)
-                if difference is None and self._mode != "inference":
+                if self._is_of(job, hello):
                     return job
                 if self._mode == "training":
+                    difference = job.terms.difference(hello.terms)
                     raise Mismatch(
                         f"this loader is not of the job that is here: {difference}; loaders of one job agree on their "
                         "data, batch size, shuffle, seed and epochs"
@@ -152,10 +162,25 @@ class Reception:
             self._jobs.append(job)
             return job
 
+    def _is_of(self, job: Intake, hello: Hello) -> bool:
+        """Whether this loader is one of that job's: who asks for scores or rows asks for those of its own data."""
+        if self._mode == "training":
+            return job.terms.difference(hello.terms) is None
+        return self._mode == "validation" and job.is_for(hello.errand)
+
+    def _ended_for(self, errand: str) -> Farewell | None:
+        """How the job of this call ended, if it did."""
+        for job in self._jobs:
+            if job.is_over and job.is_for(errand):
+                return job.farewell
+        return next((ending.farewell for ending in self._ended if errand in ending.errands), None)
+
     def new_seat(self, hello: Hello, channel: Channel, round_trip_seconds: float) -> Seat:
         """What the job will know of a loader."""
         window = Window(round_trip_seconds, self._bounds.window_bytes)
-        return Seat(next(self._numbers), clean_name(hello.name), hello.capacity, channel, window)
+        return Seat(
+            next(self._numbers), clean_name(hello.name), hello.capacity, channel, window, hello.errand
+        )
 
     def memory(self, num_bytes: int) -> Tensor:
         """Memory for a batch that is about to come."""
@@ -175,6 +200,13 @@ class Reception:
         with self._turn:
             if job in self._jobs and job.is_abandoned:
                 self._jobs.remove(job)
+
+    def heard(self, errand: str) -> None:
+        """The stream on which a latecomer was told how its job ended is over."""
+        with self._turn:
+            for job in self._jobs:
+                job.heard(errand)
+            self._turn.notify_all()
 
     def _failed(self, error: ManyhandsError) -> None:
         with self._turn:

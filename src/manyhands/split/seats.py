@@ -33,6 +33,8 @@ class Seat:
     capacity: int
     channel: Channel
     window: Window
+    errand: str = ""
+    """See `Hello.errand`."""
     acks: list[int] = field(default_factory=list)
     """Serials that are done with, and not said so yet."""
     acked_bytes: int = 0

@@ -9,13 +9,14 @@ from typing import Any, Final, get_args
 from manyhands.errors import UsageError
 from manyhands.settings import checks
 from manyhands.settings.defaults import default, settled
-from manyhands.split.data import dataset_length, open_dataset, split_dataset
+from manyhands.split.data import dataset_length, is_stream, open_dataset, split_dataset
 from manyhands.split.fingerprint import fingerprint
 from manyhands.split.jobs import Mode, Phase
 from manyhands.split.messages import MAX_BATCH_SAMPLES
 from manyhands.split.narrow import check_transfer_dtype
 from manyhands.split.recipe import PreprocessingFn, Recipe
 from manyhands.split.terms import Terms
+from manyhands.training.stopping import early_stopping as early_stopping_rule
 
 DEFAULT_BATCH_SIZE: Final = 64
 
@@ -67,11 +68,23 @@ class Supply:
         whole = Recipe(given, seed, collate_fn, None, transfer_dtype)
         return cls(recipes, batch_size, bool(shuffle), prepare, whole)
 
-    def training(self) -> Mapping[Phase, Recipe]:
-        """The recipes of a training job. UsageError where nothing was set up."""
-        if not self.recipes:
+    def training(
+        self, epochs: int, early_stopping: dict[str, Any] | None
+    ) -> tuple[Mapping[Phase, Recipe], Terms]:
+        """The recipes and the terms of a training job. UsageError where nothing was set up."""
+        recipes = self.recipes
+        if not recipes:
             raise _nothing()
-        return self.recipes
+        checks.whole("epochs", epochs, 1)
+        early_stopping_rule(early_stopping)
+        if early_stopping is not None and "val" not in recipes:
+            raise UsageError(
+                "early_stopping needs validation data: give setup_dataset val_split or val_dataset"
+            )
+        shuffle = self.shuffle and not is_stream(recipes["train"].dataset)
+        return recipes, self.terms(
+            "training", recipes, shuffle=shuffle, epochs=epochs, early_stopping=early_stopping
+        )
 
     def recipe(self, phase: Phase, given: Any, name: str) -> Recipe:
         """The recipe of a job of one phase: of `given`, else of what was set up for it."""
@@ -81,13 +94,15 @@ class Supply:
             raise _nothing()
         return self.recipes.get(phase) or self._like(phase, self.whole.dataset)
 
-    def terms(self, mode: Mode, recipes: Mapping[Phase, Recipe], batch_size: int | None = None) -> Terms:
-        """The terms of a job of these recipes; a `batch_size` of None is that of the supply."""
+    def terms(
+        self, mode: Mode, recipes: Mapping[Phase, Recipe], batch_size: int | None = None, **more: Any
+    ) -> Terms:
+        """The terms of a job of these recipes, and `more`; a `batch_size` of None is that of the supply."""
         size = self.batch_size if batch_size is None else batch_size
         checks.whole("batch_size", size, 1, MAX_BATCH_SAMPLES)
         lengths = {phase: dataset_length(recipe.dataset, phase) for phase, recipe in recipes.items()}
         seed = next(iter(recipes.values())).seed
-        return Terms(mode, lengths, size, seed=seed, fingerprint=fingerprint(recipes))
+        return Terms(mode, lengths, size, seed=seed, fingerprint=fingerprint(recipes), **more)
 
     def _like(self, phase: Phase, dataset: Any) -> Recipe:
         """`dataset` made as the one that was set up is."""

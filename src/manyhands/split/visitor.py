@@ -2,7 +2,7 @@
 
 ::
 
-    new ──Hello──► welcomed ──Here──► seated: Batch, Kept, Failed, Weights
+    new ──Hello──► welcomed ──Here──► seated: Batch, Kept, Failed, Leaving, Weights
         └─ of no job here: Over, and whatever it still says is not heard
 """
 
@@ -18,7 +18,19 @@ from manyhands.fleet.parcels import Parcels
 from manyhands.observe.text import clean_line, clean_name
 from manyhands.observe.waiting import tell
 from manyhands.split.intake import Intake
-from manyhands.split.messages import Batch, Failed, FromLoader, Hello, Here, Kept, Over, Weights, Welcome
+from manyhands.split.intake.farewell import Farewell
+from manyhands.split.messages import (
+    Batch,
+    Failed,
+    FromLoader,
+    Hello,
+    Here,
+    Kept,
+    Leaving,
+    Over,
+    Weights,
+    Welcome,
+)
 from manyhands.split.seats import Seat
 from manyhands.tensors import allocate
 
@@ -39,7 +51,7 @@ class Visitor:
         self._welcomed_at = 0.0
         self._num_bytes = 0
         self._gave_weights = False
-        self._is_done = False
+        self._is_done = self._is_late = False
 
     @property
     def is_done(self) -> bool:
@@ -73,12 +85,17 @@ class Visitor:
         assert self._channel is not None
         self._hello = hello
         try:
-            self._job = self._reception.admit(hello)
+            found = self._reception.admit(hello)
         except Mismatch as error:
             self._is_done = True
             tell(f"refused the loader {clean_name(hello.name)}: {error}")
             self._channel.send(Over(str(error), type(error).__name__))
             return
+        if isinstance(found, Farewell):  # its job has ended while it was away
+            self._is_done = self._is_late = True
+            found.say(self._channel)
+            return
+        self._job = found
         self._welcomed_at = self._reception.now()
         self._channel.send(Welcome())
 
@@ -99,6 +116,8 @@ class Visitor:
             job.kept(seat, message.sequence)
         elif isinstance(message, Failed):
             job.failed(seat, _printable(message))
+        elif isinstance(message, Leaving):
+            job.resign(seat, clean_line(message.sentence, max=1000))
         elif isinstance(message, Weights):
             job.take_weights(seat, _weights(tree))
             self._reception.changed()
@@ -120,6 +139,8 @@ class Visitor:
 
     def _gone(self) -> None:
         if self._job is None:
+            if self._is_late and self._hello is not None:
+                self._reception.heard(self._hello.errand)
             return
         if self._seat is not None:
             self._job.leave(self._seat)

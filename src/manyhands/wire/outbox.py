@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 from manyhands.errors import ManyhandsError
 
@@ -47,8 +48,9 @@ class Outbox:
         """Forget what waits; a put, waiting or later, raises `failure`."""
         with self._room:
             self._failure = failure
-            while not self._queue.empty():
-                self._queue.get_nowait()
+            with suppress(queue.Empty):  # gRPC's thread takes from it at the same time
+                while True:
+                    self._queue.get_nowait()
             self._waiting_bytes = 0
             self._is_ended = True
             self._queue.put(None)

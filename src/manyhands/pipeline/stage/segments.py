@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from manyhands.errors import RunFailed
 from manyhands.pipeline.graph import Layer
 from manyhands.pipeline.stage.drawing import seed_layer
 from manyhands.pipeline.stage.routing import TARGET
@@ -140,7 +141,7 @@ class Segment:
             for layer, _, call, may_draw in self.layers:
                 if may_draw:
                     seed_layer(moment.run_seed, moment.step, moment.micro_batch, layer.index)
-                made = call(*[values[name] for name in layer.inputs])
+                made = _called(layer, call, [values[name] for name in layer.inputs])
                 if isinstance(made, Tensor):
                     values[layer.outputs[0]] = made
                 else:
@@ -148,6 +149,17 @@ class Segment:
             if LOSS in self.outputs:
                 values[LOSS] = moment.objective.loss_of(values[self.prediction], (values[TARGET],))
         return {name: values[name] for name in self.outputs}
+
+
+def _called(layer: Layer, call: Callable[..., Any], given: Sequence[Tensor]) -> Any:
+    """What the layer makes of its inputs. RunFailed naming it and their shapes where it cannot."""
+    try:
+        return call(*given)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(one.shape)) for one in given)
+        raise RunFailed(
+            f"layer {layer.index} ({layer.name}), given {shapes}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def weight_backward(

@@ -13,20 +13,19 @@ the first dimension to grow), so that ``np.load(file, mmap_mode="r")`` reads the
 from __future__ import annotations
 
 import fcntl
-import io
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.lib import format as npy
 
 from manyhands.clock import Clock
 from manyhands.errors import StorageError, UsageError
 from manyhands.split.inference.collecting import Result, result_of
+from manyhands.split.inference.column import Column
 from manyhands.split.inference.wishes import Columns, check_alike
 from manyhands.store.files import replace_text, storage
 from manyhands.store.manifest import plain
@@ -54,7 +53,7 @@ class OnDisk:
     _rows: int = 0
     _pending_bytes: int = 0
     _committed_at: float = 0.0
-    _files: dict[str, _Column] = field(default_factory=dict)
+    _files: dict[str, Column] = field(default_factory=dict)
     _lock: IO[bytes] | None = None
 
     def open(self) -> None:
@@ -103,18 +102,22 @@ class OnDisk:
         self.next_sequence, self._samples, self._rows = mark["next_sequence"], mark["samples"], mark["rows"]
         self.is_finished = mark["finished"]
         for name, spec in mark["columns"].items():
-            column = _Column(self.folder / f"{name}.npy", np.dtype(spec["dtype"]), tuple(spec["shape"]))
+            column = Column(self.folder / f"{name}.npy", np.dtype(spec["dtype"]), tuple(spec["shape"]))
             column.open(self._rows)
             self._files[name] = column
 
     def add(self, samples: int, columns: Columns) -> None:
         """Append the next batch; the watermark follows every two seconds or 64 MiB."""
+        with _resumable():
+            self._append(samples, columns)
+
+    def _append(self, samples: int, columns: Columns) -> None:
         if columns:
             for name, file in self._files.items():
                 check_alike(columns, name, file.dtype, file.shape)
         if not self._files:
             for name, column in columns.items():
-                self._files[name] = _Column(self.folder / f"{name}.npy", column.dtype, column.shape[1:])
+                self._files[name] = Column(self.folder / f"{name}.npy", column.dtype, column.shape[1:])
                 self._files[name].open(0)
         for name, column in columns.items():
             self._files[name].append(column)
@@ -150,7 +153,8 @@ class OnDisk:
     def finish(self) -> Result:
         """Commit the rest; the columns as arrays that are read from disk where they are looked at."""
         if not self.is_finished:
-            self.commit(finished=True)
+            with _resumable():
+                self.commit(finished=True)
             self.is_finished = True
         self.close()
         columns = {name: column.mapped(self._rows) for name, column in self._files.items()}
@@ -165,76 +169,14 @@ class OnDisk:
             self._lock = None
 
 
-@dataclass
-class _Column:
-    """One ``.npy`` file that grows."""
-
-    path: Path
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    """Of one row."""
-    _file: IO[bytes] | None = None
-
-    def open(self, rows: int) -> None:
-        """Open for appending behind `rows` rows; what lies there is cut off."""
-        whole = len(self._header(rows)) + rows * self.dtype.itemsize * int(np.prod(self.shape))
-        with storage(self.path, "open"):
-            self._file = self.path.open("r+b" if self.path.exists() else "w+b")
-            size = self._file.seek(0, os.SEEK_END)
-            if rows and size < whole:
-                self.close()
-                raise StorageError(
-                    f"{self.path} has {size:,} bytes where its watermark needs {whole:,}: it is damaged; start anew "
-                    "in an empty folder",
-                    str(self.path),
-                )
-            self._file.truncate(whole)
-            self._file.seek(0)
-            self._file.write(self._header(rows))
-            self._file.seek(whole)
-
-    def append(self, rows: np.ndarray[Any, Any]) -> None:
-        """Write rows behind the others."""
-        assert self._file is not None
-        with storage(self.path, "write rows to", rows.nbytes):
-            self._file.write(np.ascontiguousarray(rows).data)
-
-    def flush(self, rows: int) -> None:
-        """Enter the number of rows into the header, and flush everything to the disk."""
-        assert self._file is not None
-        with storage(self.path, "write rows to"):
-            end = self._file.tell()
-            self._file.seek(0)
-            self._file.write(self._header(rows))
-            self._file.seek(end)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def mapped(self, rows: int) -> np.ndarray[Any, Any]:
-        """The first `rows` rows, read when they are looked at."""
-        if rows == 0:  # nothing can be mapped of an empty file
-            return np.empty((0, *self.shape), self.dtype)
-        array: np.ndarray[Any, Any] = np.load(self.path, mmap_mode="r")
-        return array
-
-    def close(self) -> None:
-        """Close, whatever the disk says: the watermark knows what is whole."""
-        if self._file is not None:
-            file, self._file = self._file, None
-            try:
-                file.close()
-            except OSError:
-                return
-
-    def _header(self, rows: int) -> bytes:
-        buffer = io.BytesIO()
-        fields = {
-            "descr": npy.dtype_to_descr(self.dtype),
-            "fortran_order": False,
-            "shape": (rows, *self.shape),
-        }
-        npy.write_array_header_1_0(buffer, fields)
-        return buffer.getvalue()
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """A disk that fails in the middle is no reason to begin anew."""
+    try:
+        yield
+    except StorageError as error:
+        said = f"{error}; what was written until then stays, and the same call goes on there"
+        raise StorageError(said, error.path) from error
 
 
 def _read_mark(path: Path) -> dict[str, Any]:

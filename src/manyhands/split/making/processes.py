@@ -8,33 +8,26 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import multiprocessing
 import socket
 import threading
 from collections import deque
 from collections.abc import Mapping
 from functools import partial
-from multiprocessing import connection, reduction
-from multiprocessing.process import BaseProcess
+from multiprocessing import connection
 from queue import Empty, SimpleQueue
-from typing import Any
 
 import msgspec
 
 from manyhands.errors import ManyhandsError, RunFailed, UsageError
 from manyhands.split.data.streams import is_stream
 from manyhands.split.jobs import Fault, Made, Phase, Work
+from manyhands.split.making.hired import Worker
 from manyhands.split.making.plan import MOST_DEATHS, Assignments, Job
 from manyhands.split.making.slots import Slot
-from manyhands.split.making.worker import READY, Answer, Ask, serve
+from manyhands.split.making.worker import READY, Answer, Ask
 from manyhands.split.recipe import Recipe
 from manyhands.tensors import nest
 
-END_SECONDS = 5.0
-"""How long a worker may take to end when asked, before it is killed."""
-
-_SPAWN = multiprocessing.get_context("spawn")
-_Line = connection.Connection
 _DECODER = msgspec.msgpack.Decoder(Answer)
 
 
@@ -59,7 +52,7 @@ class ProcessMaker:
         self._wake, self._woken = socket.socketpair()
         for end in (self._wake, self._woken):
             end.setblocking(False)
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         try:
             for number in range(self._num_workers):
                 self._workers.append(self._spawn(number))
@@ -172,7 +165,7 @@ class ProcessMaker:
                 self._hear(next(worker for worker in self._workers if worker.line is ready))
         return True
 
-    def _hear(self, worker: _Worker) -> None:
+    def _hear(self, worker: Worker) -> None:
         try:
             message = worker.line.recv_bytes()
         except (EOFError, OSError):
@@ -187,7 +180,7 @@ class ProcessMaker:
             self._ready.append((self._assignments.finish(worker.number, answer.ticket), answer))
             self._turn.notify()
 
-    def _replace(self, worker: _Worker) -> None:
+    def _replace(self, worker: Worker) -> None:
         """A worker died; another takes its place, unless there is no end to it."""
         ended = worker.bury()
         with self._turn:
@@ -202,7 +195,7 @@ class ProcessMaker:
             with self._turn:
                 self._fail(f"a worker {ended}, and no other could be started: {error}")
 
-    def _why_give_up(self, worker: _Worker, guilty: Job | None) -> str | None:
+    def _why_give_up(self, worker: Worker, guilty: Job | None) -> str | None:
         if self._early_deaths >= MOST_DEATHS:
             return (
                 f"{MOST_DEATHS} workers ended before they could begin: what they printed says why, and num_workers=0 "
@@ -220,23 +213,8 @@ class ProcessMaker:
         self._failure = RunFailed(reason)
         self._turn.notify_all()
 
-    def _spawn(self, number: int) -> _Worker:
-        mine, theirs = _SPAWN.Pipe()
-        descriptors = [_Passed(slot.descriptor) for slot in self._slots]
-        process = _SPAWN.Process(
-            target=serve,
-            args=(theirs, descriptors, self._recipes),
-            name=f"manyhands-worker-{number}",
-            daemon=True,
-        )
-        try:
-            process.start()
-        except BaseException:
-            mine.close()
-            raise
-        finally:
-            theirs.close()
-        return _Worker(number, process, mine)
+    def _spawn(self, number: int) -> Worker:
+        return Worker.spawn(number, self._slots, self._recipes)
 
     def _release(self) -> None:
         for worker in self._workers:
@@ -247,49 +225,6 @@ class ProcessMaker:
             slot.close()
         self._wake.close()
         self._woken.close()
-
-
-class _Passed:
-    """A descriptor that is inherited by the process that it is pickled for."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def __reduce__(self) -> Any:
-        return _identity, (reduction.DupFd(self._descriptor),)
-
-
-def _identity(value: Any) -> Any:
-    return value
-
-
-class _Worker:
-    """One process and our end of its pipe."""
-
-    def __init__(self, number: int, process: BaseProcess, line: _Line) -> None:
-        self.number = number
-        self.line = line
-        self.is_ready = False
-        self._process = process
-        self._ended: str | None = None
-
-    def ask(self, ask: Ask) -> None:
-        """Hand over one batch to make; a worker that is gone is found out by its pipe."""
-        with contextlib.suppress(OSError):
-            self.line.send_bytes(msgspec.msgpack.encode(ask))
-
-    def bury(self) -> str:
-        """Wait for its end, or end it; how it ended. Twice is fine."""
-        if self._ended is None:
-            self.line.close()
-            self._process.join(END_SECONDS)
-            if self._process.is_alive():
-                self._process.kill()
-                self._process.join()
-            code = self._process.exitcode or 0
-            self._process.close()
-            self._ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return self._ended
 
 
 def _faults(answer: Answer) -> tuple[Fault, ...]:

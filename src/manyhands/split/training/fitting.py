@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from manyhands.clock import Clock
 from manyhands.errors import UsageError
-from manyhands.split.jobs import Made, Phase
+from manyhands.split.jobs import Feed, Made, Phase
 from manyhands.split.training.learner import Learner
 from manyhands.split.training.pace import Pace
 from manyhands.split.training.record import History, Record
@@ -29,18 +29,6 @@ from manyhands.split.training.saving import Saver
 from manyhands.split.training.scores import Scores
 from manyhands.training.batch import tensors_of
 from manyhands.training.stopping import EarlyStopping
-
-
-class Feed(Protocol):
-    """The batches of a job; `split.feed.Job` is one."""
-
-    def batches(self, phase: Phase, epoch: int, start: int = 0) -> Iterator[Made]:
-        """Batches in the order of their sequence; taking one says that the one before is consumed."""
-        ...
-
-    def covered(self, phase: Phase, epoch: int, sequence: int) -> None:
-        """A checkpoint holds everything before this batch."""
-        ...
 
 
 class Watcher(Protocol):
@@ -169,7 +157,6 @@ class Fit:
     def _save(self) -> None:
         if self.saver is not None:
             self.saver.save(self.learner, self.record, self.early)
-            self.feed.covered("train", self.record.epoch, self.record.sequence)
 
 
 def _has_wide_floats(made: Made) -> bool:

@@ -7,6 +7,7 @@ asked for: over the same batches a run has the bits of that loop written by hand
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import random
 from typing import Any
@@ -19,6 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from manyhands.errors import NonFinite, UsageError
 from manyhands.split.jobs import Made
 from manyhands.split.narrow import widen
+from manyhands.split.training.gradients import first_nonfinite, gradients_of
 from manyhands.split.training.losses import Judged, judge
 from manyhands.split.training.scores import Hits, hits_of
 from manyhands.split.training.setup import Setup
@@ -29,6 +31,8 @@ from manyhands.training.scale import LossScale
 from manyhands.training.seeds import OWNER
 from manyhands.training.state import ModelState, check_tensors
 from manyhands.training.step import autocast, evaluating
+
+logger = logging.getLogger(__name__)
 
 
 class Learner:
@@ -85,8 +89,9 @@ class Learner:
     def step(self, batch: Batch, where: str) -> tuple[float, float]:
         """Train on one batch; its mean loss and its weight in the epoch's mean.
 
-        Parameters, buffers and optimizer are as before where this raises: NonFinite for a loss that is not a number
-        (`where` says of which batch), UsageError for one that does not fit the output, whatever the model raises.
+        Parameters, buffers and optimizer are as before where this raises: NonFinite for a loss or a gradient that is
+        not finite (`where` says of which batch), UsageError for a loss that does not fit the output, whatever the
+        model raises. An fp16 gradient that overflowed costs its step, and halves the scale of the next one.
         """
         model = self.setup.model
         if not model.training:
@@ -115,12 +120,17 @@ class Learner:
             scaled.backward()  # type: ignore[no-untyped-call]
         loss = float(judged.loss.detach())
         if not math.isfinite(loss):
-            raise NonFinite(self._nonfinite(loss, where))
+            raise NonFinite(self._nonfinite(f"the loss of {where} is {loss}"))
+        # At a scale of 1 it is no overflow of ours any more.
+        odd = first_nonfinite(gradients_of(self.state.trainable)) if self.scale.value == 1.0 else None
+        if odd is not None:
+            raise NonFinite(
+                self._nonfinite(f"the gradient of {odd} at {where} is not finite (its loss is {loss:g})")
+            )
         return loss
 
     def _update(self) -> None:
-        gradients = [p.grad for p in self.state.trainable.values() if p.grad is not None]
-        if self.scale.is_used and not self._unscale(gradients):
+        if self.scale.is_used and not self._unscale(gradients_of(self.state.trainable)):
             return
         if self.setup.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(list(self.state.trainable.values()), self.setup.clip_norm)
@@ -130,20 +140,23 @@ class Learner:
         if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
 
-    def _unscale(self, gradients: list[Tensor]) -> bool:
+    def _unscale(self, gradients: dict[str, Tensor]) -> bool:
         """Divide fp16 gradients by the scale; False where one overflowed, and the step is left out."""
-        torch._foreach_mul_(gradients, 1.0 / self.scale.value)
-        if all(bool(torch.isfinite(gradient.sum())) for gradient in gradients):
+        torch._foreach_mul_(list(gradients.values()), 1.0 / self.scale.value)
+        odd = first_nonfinite(gradients)
+        if odd is None:
             return True
         self.scale.overflowed()
+        said = "left out step %d: the fp16 gradient of %s is not finite; the loss scale is %g now"
+        logger.info(said, self.steps, odd, self.scale.value)
         return False
 
-    def _nonfinite(self, loss: float, where: str) -> str:
+    def _nonfinite(self, what: str) -> str:
         rate = self.optimizer.param_groups[0]["lr"]
         return (
-            f"the loss of {where} is {loss} after {self.steps} steps at learning rate {float(rate):.3g}; the weights "
-            "are those before it. Look at these samples for NaN or huge values; else lower the learning rate, or set "
-            "clip_norm=1.0"
+            f"{what} after {self.steps} steps at learning rate {float(rate):.3g}; the weights are those before it. "
+            "Look at these samples for NaN or huge values, and in the model for roots, logarithms and divisions near "
+            "0; else lower the learning rate, or set clip_norm=1.0"
         )
 
     def epoch_over(self, loss: float) -> None:
