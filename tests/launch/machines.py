@@ -82,6 +82,11 @@ def two_namespaces() -> Iterator[tuple[Machine, Machine]]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
+def cut(machine: Machine) -> None:
+    """Pull its cable: no connection breaks, nothing arrives."""
+    _ip("-n", machine.name, "link", "set", f"mhv{os.getpid() % 100000}{machine.name[-1]}", "down")
+
+
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 

@@ -73,6 +73,7 @@ def everything(folder: Path) -> None:
     a_checkpoint_of_another_model_changes_nothing(folder)
     a_resume_in_the_middle_goes_on_there(folder)
     fewer_samples_than_ranks(folder)
+    nccl_needs_cuda()
     (folder / f"losses-{s.rank}").write_text("\n".join(map(repr, losses)))
     s.print("done")
 
@@ -142,7 +143,7 @@ def sharded(folder: Path) -> None:
     train(folder / "first ddp", epochs=3, strategy="fsdp")
 
 
-def wrong(folder: Path) -> None:
+def nccl_needs_cuda() -> None:
     told = raised(UsageError, lambda: manyhands.launch.session(backend="nccl", device="cpu"))
     assert "backend='nccl' needs CUDA" in told
 

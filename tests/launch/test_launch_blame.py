@@ -29,6 +29,12 @@ def test_of_two_errors_of_their_own_the_earlier_sign_counts() -> None:
     assert judge([late, early]).root is early
 
 
+def test_a_library_that_aborts_is_blamed_where_nobody_else_can_be() -> None:
+    aborted, killed = Failure(0, -6, 1.0), Failure(1, -9, 1.1)
+    assert judge([aborted, killed]).root is killed
+    assert judge([aborted, followed(1, 0.9)]).root is aborted
+
+
 def test_a_rank_that_was_stopped_is_not_blamed() -> None:
     stopped = Failure(0, -15, 1.0, was_stopped=True)
     killed = Failure(1, -9, 2.0)
@@ -40,6 +46,27 @@ def test_a_rank_that_was_stopped_is_not_blamed() -> None:
 
 def test_where_all_blame_a_peer_the_first_is_told() -> None:
     assert judge([followed(1, 2.0), followed(0, 3.0)]).root.rank == 1
+
+
+def test_one_that_ended_well_while_all_others_waited_for_it_is_named() -> None:
+    early, waiting = (
+        Failure(2, 0, 9.0),
+        followed(0, 8.5),
+    )  # leaving takes longer than seeing that a peer leaves
+    verdict = judge([waiting, followed(1, 10.2), early, Failure(3, -15, 11.0, was_stopped=True)])
+    assert verdict.root is early
+    assert verdict.exit_code == 1
+    lines = describe(verdict).splitlines()
+    assert lines[0] == "manyhands: rank 2 ended first, with exit code 0, while others waited for it"
+    assert lines[1].startswith("  ranks 0-1 followed: RuntimeError: [gloo")
+    assert "\n".join(lines[3:]) == waiting.traceback  # where they waited
+
+
+def test_one_that_ended_well_is_not_blamed_for_the_error_of_another() -> None:
+    own = Failure(1, 3, 10.0)
+    verdict = judge([Failure(0, 0, 9.0), own, followed(2, 9.5)])
+    assert verdict.root is own
+    assert [failure.rank for failure in verdict.followed] == [2]
 
 
 def test_the_end_folds_the_consequences_and_has_the_traceback_last() -> None:

@@ -61,7 +61,7 @@ def test_accelerates_own_test_script(launch: Launcher) -> None:
     script = Path(str(scripts.__file__)).parent / "test_script.py"
     done = launch(script, "--nproc", "2")
     assert done.code == 0, done.err
-    assert "Test is a success" in done.out or "All tests passed" in done.out or "**Test" in done.out
+    assert "**Test reinstantiated state**" in done.out  # its last part
 
 
 def example(*words: str, folder: Path) -> str:

@@ -92,6 +92,28 @@ raise RuntimeError(f"Connection closed by peer [127.0.0.1]:{1000 + rank}")
     )
 
 
+@pytest.mark.slow
+def test_a_rank_that_ends_while_others_wait_for_it_is_named(launch: Launcher) -> None:
+    done = launch(
+        """
+import sys, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+dist.all_reduce(torch.ones(1))
+if dist.get_rank() == 1:
+    dist.destroy_process_group()
+    sys.exit(0)
+dist.all_reduce(torch.ones(1))
+""",
+        "--nproc",
+        "3",
+    )
+    assert done.code == 1
+    said = done.err[done.err.index("manyhands: rank") :].splitlines()
+    assert said[0] == "manyhands: rank 1 ended first, with exit code 0, while others waited for it"
+    assert said[1].startswith("  ranks 0,2 followed: RuntimeError")
+    assert said[2] == "Traceback (most recent call last):"
+
+
 def test_a_signal_is_128_and_its_number_and_children_are_swept(
     launch: Launcher, is_gone: Callable[[int], bool]
 ) -> None:

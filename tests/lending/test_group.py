@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 from jobs import build
-from lent import Joined, coordinator, wait_steps
+from lent import JOBS, Joined, coordinator, wait_steps
 
 from manyhands.pool.target import parts_of, run_reference
 from manyhands.testing import LocalCluster
@@ -35,6 +35,18 @@ LONG = {"epochs": 50}
 
 
 @contextmanager
+def gated(folder: Path, **options) -> Iterator[LocalCluster]:
+    """A run that goes slowly until `open_gate`: its ranks load torch for longer than a run takes."""
+    arguments = {"gate": str(folder / "gate")}
+    with LocalCluster(f"{JOBS}:build", nodes=0, arguments=arguments, options=options) as cluster:
+        yield cluster
+
+
+def open_gate(folder: Path) -> None:
+    (folder / "gate").touch()
+
+
+@contextmanager
 def group(cluster: LocalCluster, folder: Path, *arguments: str) -> Iterator[Joined]:
     """A node whose ranks say when they take part."""
     joined = Joined(("-v", "join", *arguments), cluster.state_dir, folder, None, {})
@@ -50,8 +62,9 @@ def takes_part(joined: Joined, rank: int, times: int = 1) -> None:
 
 
 def test_ranks_give_the_bits_of_one_process_as_one_node(tmp_path):
-    with coordinator(**LONG) as cluster, group(cluster, tmp_path / "a", "--nproc", "2") as joined:
+    with gated(tmp_path, **LONG) as cluster, group(cluster, tmp_path / "a", "--nproc", "2") as joined:
         takes_part(joined, 1)
+        open_gate(tmp_path)
         report = cluster.wait(90)
         assert joined.ends() == 0, joined.errors
         assert report["nodes_seen"] == 1
@@ -61,16 +74,17 @@ def test_ranks_give_the_bits_of_one_process_as_one_node(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_rank_that_is_killed_is_replaced_and_no_sample_is_lost(tmp_path):
-    with coordinator(**LONG) as cluster, group(cluster, tmp_path / "a", "--nproc", "3") as joined:
+    with gated(tmp_path, **LONG) as cluster, group(cluster, tmp_path / "a", "--nproc", "3") as joined:
         takes_part(joined, 1)
         takes_part(joined, 2)
         ranks(joined)[0].kill()
+        wait_for(lambda: "it is started again" in joined.errors, 30.0, joined.errors)
+        open_gate(tmp_path)
         report = cluster.wait(90)
         assert joined.ends() == 0, joined.errors
         assert report["weights_sha256"] == alone(**LONG)
         assert report["samples_applied"] == report["samples_expected"]
     assert "killed by SIGKILL" in joined.errors
-    assert "it is started again" in joined.errors
 
 
 @pytest.mark.slow
@@ -84,9 +98,10 @@ def test_a_rank_that_is_killed_is_replaced_and_no_sample_is_lost(tmp_path):
     ],
 )
 def test_shares_of_any_shape_add_up_to_the_same_bits(options, tmp_path):
-    with coordinator(**options) as cluster, group(cluster, tmp_path / "a", "--nproc", "3") as joined:
+    with gated(tmp_path, **options) as cluster, group(cluster, tmp_path / "a", "--nproc", "3") as joined:
         takes_part(joined, 1)
         takes_part(joined, 2)
+        open_gate(tmp_path)
         report = cluster.wait(90)
         assert report["weights_sha256"] == alone(**options)
 
@@ -95,11 +110,12 @@ def test_shares_of_any_shape_add_up_to_the_same_bits(options, tmp_path):
 @pytest.mark.timeout(400)
 def test_a_group_beside_a_single_node(tmp_path):
     with (
-        coordinator(**LONG) as cluster,
+        gated(tmp_path, **LONG) as cluster,
         group(cluster, tmp_path / "a", "--nproc", "2", "--name", "pair") as pair,
         group(cluster, tmp_path / "b", "--name", "single") as single,
     ):
         takes_part(pair, 1)
+        open_gate(tmp_path)
         report = cluster.wait(90)
         assert [pair.ends(), single.ends()] == [0, 0], pair.errors + single.errors
         assert report["nodes_seen"] == 2
@@ -109,12 +125,13 @@ def test_a_group_beside_a_single_node(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_first_process_takes_the_others_with_it_and_a_new_group_comes(tmp_path):
-    with coordinator(**LONG) as cluster, group(cluster, tmp_path / "a", "--nproc", "2") as joined:
+    with gated(tmp_path, **LONG) as cluster, group(cluster, tmp_path / "a", "--nproc", "2") as joined:
         takes_part(joined, 1)
         others = ranks(joined)
         joined.child().kill()
         for other in others:
             other.wait(10)
+        open_gate(tmp_path)
         report = cluster.wait(90)
         assert joined.ends() == 0, joined.errors
         assert report["weights_sha256"] == alone(**LONG)
@@ -130,6 +147,51 @@ def test_a_coordinator_that_comes_back_finds_the_same_ranks(tmp_path):
         cluster.restart_coordinator()
         takes_part(joined, 1, times=2)
         assert [rank.pid for rank in ranks(joined)] == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_rank_that_is_stopped_holds_nobody_up(tmp_path):
+    with coordinator(epochs=1_000_000) as cluster, group(cluster, tmp_path / "a", "--nproc", "2") as joined:
+        takes_part(joined, 1)
+        [other] = ranks(joined)
+        other.suspend()
+        wait_steps(cluster, 20)
+        assert joined.errors.count("its part is computed by rank 0") == 1
+        other.resume()
+        wait_steps(cluster, 20)
+        assert ranks(joined) == [other]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_rank_that_is_stopped_while_it_is_sent_a_large_state_is_replaced(tmp_path):
+    large = {"width": 400_000, "epochs": 1_000_000}  # 24 MB: more than fits into the channel
+    with (
+        LocalCluster(f"{JOBS}:build", nodes=0, arguments=large) as cluster,
+        group(cluster, tmp_path / "a", "--nproc", "2") as joined,
+    ):
+        takes_part(joined, 1)
+        ranks(joined)[0].suspend()
+        takes_part(joined, 1, times=2)
+        assert "it took nothing for 10 s" in joined.errors
+        wait_steps(cluster)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_rank_that_was_stopped_for_a_while_changes_no_bit(tmp_path):
+    with gated(tmp_path, **LONG) as cluster, group(cluster, tmp_path / "a", "--nproc", "2") as joined:
+        takes_part(joined, 1)
+        [other] = ranks(joined)
+        other.suspend()
+        wait_for(lambda: "its part is computed by rank 0" in joined.errors, 60.0, joined.errors)
+        other.resume()
+        open_gate(tmp_path)
+        report = cluster.wait(90)
+        assert joined.ends() == 0, joined.errors
+        assert report["weights_sha256"] == alone(**LONG)
+        assert report["samples_applied"] == report["samples_expected"]
 
 
 @pytest.mark.slow

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from manyhands.clock import SystemClock
 from manyhands.pool.server import CentralServer
+
+
+class Gated(TensorDataset):
+    """Items that take a while each, until the file `gate` is there: nobody has finished before it is."""
+
+    def __init__(self, *tensors: torch.Tensor, gate: Path) -> None:
+        super().__init__(*tensors)
+        self._gate = gate
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        if not self._gate.exists():
+            SystemClock().sleep(0.02)
+        return super().__getitem__(index)
 
 
 def dataset(samples: int = 96) -> TensorDataset:
@@ -24,9 +39,10 @@ def model(width: int = 16) -> nn.Module:
     )
 
 
-def build(*, width: int = 16, **options: Any) -> CentralServer:
+def build(*, width: int = 16, gate: str = "", **options: Any) -> CentralServer:
     defaults: dict[str, Any] = {"batch_size": 16, "micro_batches": 4, "epochs": 4, "numerics": "strict"}
-    return CentralServer(model(width), dataset(), **{**defaults, **options})
+    data = Gated(*dataset().tensors, gate=Path(gate)) if gate else dataset()
+    return CentralServer(model(width), data, **{**defaults, **options})
 
 
 def other_model() -> nn.Module:

@@ -29,12 +29,12 @@ from torch.distributed.elastic.multiprocessing import SignalException
 
 from manyhands.clock import Clock
 from manyhands.launch.blame import Failure, describe, judge
+from manyhands.launch.board import Board
 from manyhands.launch.logs import Logs
-from manyhands.launch.meeting import Meeting
 from manyhands.launch.reaper import Reaper
 
 SETTLE_SECONDS = 1.0
-STOP_SECONDS = 3.0
+STOP_SECONDS = 2.0
 _POLL_SECONDS = 0.01
 _TORCH_LOGS = "torch.distributed.elastic"
 
@@ -44,8 +44,8 @@ Ranks = Mapping[int, "Popen[bytes]"]
 class Agent(LocalElasticAgent):
     """Runs the ranks of this machine; `failures` are those of the last attempt.
 
-    `meeting` is asked whether the launch has failed on another machine (None where there is none); `note` gets
-    a sentence about each restart.
+    `board` is asked whether the launch has failed on another machine (None where there is none); `note` gets a
+    sentence about each restart.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Agent(LocalElasticAgent):
         logs: Logs,
         clock: Clock,
         note: Callable[[str], None],
-        meeting: Meeting | None,
+        board: Board | None,
         shutdown_seconds: int,
     ) -> None:
         super().__init__(spec=spec, logs_specs=logs, shutdown_timeout=shutdown_seconds)
@@ -62,7 +62,7 @@ class Agent(LocalElasticAgent):
         self._clock = clock
         self._note = note
         self._reaper = Reaper()
-        self.meeting = meeting
+        self.board = board
         self.failures: list[Failure] = []
 
     # ---- torch's steps, and what we add to each ----
@@ -81,7 +81,7 @@ class Agent(LocalElasticAgent):
         ranks = self._ranks(worker_group)
         if any(process.poll() for process in ranks.values()):
             self._end_failed(ranks)
-        elif self.meeting is not None and self.meeting.failure() is not None:
+        elif self.board is not None and self.board.is_over:
             self._remaining_restarts = 0
             self._end_failed(ranks)
         result: RunResult = super()._monitor_workers(worker_group)
@@ -98,10 +98,10 @@ class Agent(LocalElasticAgent):
         super()._restart_workers(worker_group)
 
     def _exit_barrier(self) -> None:
-        if self.meeting is None:
+        if self.board is None:
             super()._exit_barrier()  # type: ignore[no-untyped-call]
         else:
-            self.meeting.wait_ended()
+            self.board.wait_ended([*self._ranks(self._worker_group)])
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
         ranks = self._ranks(self._worker_group)
@@ -133,6 +133,10 @@ class Agent(LocalElasticAgent):
         end(ranks, signal.SIGTERM, STOP_SECONDS, self._clock)
         sweep(ranks)
         codes = {rank: process.returncode for rank, process in ranks.items() if process.returncode}
+        if codes:  # others may have waited for those that ended well
+            codes |= {
+                rank: 0 for rank, process in ranks.items() if process.returncode == 0 and rank not in running
+            }
         # A signal leaves no time for a traceback: one from long before is of an error that the rank survived. One
         # from just now is why it ended: libraries abort when an interpreter leaves in a hurry.
         told = {

@@ -72,8 +72,8 @@ def build_agent(
     seconds = given.shutdown_timeout
     if seconds is None:
         seconds = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30"))
-    met = handler if isinstance(handler, Meeting) and not handler.is_alone else None
-    return Agent(spec, logs, clock, note, met, seconds)
+    board = handler.board if isinstance(handler, Meeting) else None
+    return Agent(spec, logs, clock, note, board, seconds)
 
 
 def _numa(given: Any) -> Any:

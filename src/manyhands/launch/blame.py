@@ -8,7 +8,8 @@
 
 A peer of a rank that is gone often dies before that rank has ended, so the order of deaths alone tells
 little. What counts is the first sign of each: its traceback, else its end; and an error that says that a peer
-is gone is only blamed where there is no other. A rank that the launcher itself stopped is never blamed.
+is gone is only blamed where there is no other. A rank that the launcher itself stopped is never blamed. Where all
+say that a peer is gone, and one had ended by itself with exit code 0, that one went while others waited for it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _PEER_IS_GONE = re.compile(
     r"connection (closed by peer|reset by peer|was likely closed|refused)|broken pipe|timed out after|"
     r"remote process exited|socket timeout|failed to recv|recvvalue failed|sendbytes failed|"
     r"peer closed connection|nccl (communicator was aborted|remote)|"
-    r"wait timeout|gloo/transport/tcp/(pair|unbound_buffer)",
+    r"wait timeout|gloo/transport/",
     re.IGNORECASE,
 )
 
@@ -48,10 +49,11 @@ _PEER = re.compile(r"\[[0-9A-Fa-f.:]+\]:\d+")
 
 @dataclass(frozen=True)
 class Failure:
-    """How one rank ended.
+    """How one rank ended, badly or too early.
 
-    `exit_code` is the process's, minus a signal's number; `at` the first sign of it, in seconds of the
-    launcher's clock; `traceback` what it printed; `was_stopped` whether the launcher ended it.
+    `exit_code` is the process's, minus a signal's number, 0 for one that ended while others went on; `at` the first
+    sign of it, in seconds of the launcher's clock; `traceback` what it printed; `was_stopped` whether the
+    launcher ended it.
     """
 
     rank: int
@@ -71,6 +73,11 @@ class Failure:
     def blames_a_peer(self) -> bool:
         """Whether its error says that somebody else is gone."""
         return bool(_PEER_IS_GONE.search(self.last_line))
+
+    @property
+    def is_abort(self) -> bool:
+        """Whether it aborted without a word of Python's, as libraries do when a peer is gone at the wrong moment."""
+        return self.exit_code == -signal.SIGABRT and not self.traceback
 
     @property
     def what(self) -> str:
@@ -93,8 +100,9 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """What the launcher ends with: the root's, 128+n for signal n."""
-        return exit_code(self.root.exit_code)
+        """What the launcher ends with: the root's, 128+n for signal n; that of one who followed where it is 0."""
+        codes = [failure.exit_code for failure in (self.root, *self.followed, *self.stopped)]
+        return exit_code(next((code for code in codes if code), FAILED))
 
 
 def without_rank(line: str) -> str:
@@ -108,9 +116,14 @@ def exit_code(code: int) -> int:
 
 
 def judge(failures: Sequence[Failure]) -> Verdict:
-    """The verdict over all ranks that ended badly; at least one."""
-    free = [failure for failure in failures if not failure.was_stopped] or list(failures)
-    own = [failure for failure in free if not failure.blames_a_peer] or free
+    """The verdict over all ranks that ended badly, at least one, and those that had ended well by then."""
+    failed = [failure for failure in failures if failure.exit_code]
+    free = [failure for failure in failed if not failure.was_stopped] or failed
+    own = [failure for failure in free if not failure.blames_a_peer]
+    own = [failure for failure in own if not failure.is_abort] or own
+    if not own:
+        ended = [failure for failure in failures if not failure.exit_code]
+        own, free = ended or free, ended + free
     root = min(own, key=lambda failure: (failure.at, failure.rank))
     followed = sorted((f for f in free if f is not root), key=lambda failure: failure.rank)
     stopped = sorted((f for f in failures if f.was_stopped and f is not root), key=lambda f: f.rank)
@@ -131,8 +144,8 @@ def describe(verdict: Verdict) -> str:
     stopped = [failure.rank for failure in verdict.stopped if not failure.traceback]
     if stopped:
         lines.append(f"  {_ranks(stopped)} stopped by the launcher")
-    if root.traceback:
-        lines.append(root.traceback.rstrip("\n"))
+    told = [root] if root.exit_code else verdict.followed  # where others waited for it
+    lines += [failure.traceback.rstrip("\n") for failure in told if failure.traceback][:1]
     return "\n".join(lines) + "\n"
 
 
@@ -142,7 +155,9 @@ def _shorten(text: str) -> str:
 
 def _ended(root: Failure) -> str:
     where = f" on {root.host}" if root.host else ""
-    if root.exit_code >= 0:
+    if root.exit_code == 0:
+        return f"rank {root.rank}{where} ended first, with exit code 0, while others waited for it"
+    if root.exit_code > 0:
         return f"rank {root.rank}{where} failed first, with exit code {root.exit_code}"
     hint = ""
     if root.exit_code == -signal.SIGKILL:

@@ -34,6 +34,8 @@ from manyhands.launch.telling import Console, read_into
 
 _FAREWELL_SECONDS = 4.0
 _STOP_SECONDS = 6.0
+_SIGNALLED_SECONDS = 30.0
+"""How long ranks may take to end after a signal."""
 _POLL_SECONDS = 0.05
 
 
@@ -49,6 +51,7 @@ class _Conductor:
         ]
         self._token = token_hex(8)
         self._signals: list[signal.Signals] = []
+        self._num_heeded = 0
         self._error: ManyhandsError | None = None
         self._cut_at: float | None = None
         self._is_hung_up = False
@@ -80,7 +83,18 @@ class _Conductor:
             self._console.tick()
         else:
             self._hear(host, event)
+        self._heed()
         self._hurry()
+
+    def _heed(self) -> None:
+        """Pass the first signal on to the ranks; a second one cuts all connections."""
+        num_before, self._num_heeded = self._num_heeded, len(self._signals)
+        if self._num_heeded > num_before == 0:
+            for host in self._hosts:
+                host.send(f"{self._signals[0].name}\n")
+            self._cut_at = self._clock.monotonic() + _SIGNALLED_SECONDS
+        if self._num_heeded > max(num_before, 1):
+            self._cut_at = self._clock.monotonic()
 
     def _hear(self, host: Remote, event: dict[str, Any] | None) -> None:
         match event:
@@ -153,7 +167,7 @@ class _Conductor:
 
     @contextmanager
     def _signals_noted(self) -> Iterator[None]:
-        """Pass the first signal on to the ranks; a second one cuts all connections."""
+        """Count signals in the place of being ended by one."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
@@ -163,13 +177,7 @@ class _Conductor:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals.append(signal.Signals(number))
-        if len(self._signals) == 1:
-            for host in self._hosts:
-                host.send(f"{signal.Signals(number).name}\n")
-            self._cut_at = self._clock.monotonic() + 30.0
-        else:
-            self._cut_at = self._clock.monotonic()
+        self._signals.append(signal.Signals(number))  # the next turn heeds it: nothing may be sent from here
 
 
 def conduct(order: Order) -> int:

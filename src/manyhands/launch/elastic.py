@@ -18,6 +18,7 @@ from manyhands.errors import UsageError
 from manyhands.launch.addresses import source_address
 from manyhands.launch.meeting import Meeting
 from manyhands.launch.options import Order
+from manyhands.launch.plan import USUAL_PORT
 
 _JOIN_SECONDS = 900
 
@@ -43,7 +44,7 @@ def torch_handler(order: Order) -> RendezvousHandler:
     settings = {"timeout": _JOIN_SECONDS, **_parse_rendezvous_config(given.rdzv_conf)}
     if backend == "static":
         settings["rank"] = given.node_rank
-        endpoint = endpoint or f"{given.master_addr or '127.0.0.1'}:{given.master_port or 29500}"
+        endpoint = endpoint or f"{given.master_addr or '127.0.0.1'}:{given.master_port or USUAL_PORT}"
     if local is None:
         # torch would advertise getfqdn(), which other machines often cannot resolve.
         local = source_address(endpoint.rpartition(":")[0].strip("[]") or socket.gethostname())

@@ -140,6 +140,7 @@ class Keeper:
     def _load(self, found: dict[str, Any]) -> None:
         kept = self._kept
         rest = found["rest"]
+        states = [self._own_state(found["tensors"], number) for number in range(len(kept.models))]
         for name, mine in (
             ("optimizers", kept.optimizers),
             ("schedulers", kept.schedulers),
@@ -150,7 +151,6 @@ class Keeper:
                     f"the checkpoint has {len(rest[name])} {name}, this script prepared {len(mine)}: resume with "
                     "what it was saved with, or choose another folder"
                 )
-        states = [self._own_state(found["tensors"], number) for number in range(len(kept.models))]
         for model, state in zip(kept.models, states, strict=True):
             if kept.is_sharded:
                 sharding.load_model(model, state)

@@ -25,12 +25,15 @@ from manyhands.launch.addresses import interface_of, source_address
 from manyhands.launch.agent import Agent, our_environment, our_signals, quiet_agent
 from manyhands.launch.assembly import build_agent, build_logs, check_script
 from manyhands.launch.blame import Failure, describe, judge
+from manyhands.launch.board import Board
 from manyhands.launch.meeting import Meeting, Place, place_here
 from manyhands.launch.options import Order, parse
-from manyhands.launch.plan import INTERRUPTED, bare_address, join_line, processes
+from manyhands.launch.plan import INTERRUPTED, USUAL_PORT, bare_address, join_line, processes
 from manyhands.launch.telling import Console, Teller
 
 _FAREWELL_SECONDS = 2.0
+_QUIET_SECONDS = 1.5
+"""Beats of a machine that lives come twice a second."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def run_here(order: Order, site: Site, teller: Teller) -> int:
             handler = _handler(order, site, teller, clock)
             logs = build_logs(order, site.host, Path(scratch), teller, clock)
             agent = build_agent(order, num_processes, handler, logs, clock, teller.note)
-            return _run(agent, agent.meeting, site, teller)
+            return _run(agent, site, teller)
         except SignalException as stopped:
             teller.note(f"stopped by {stopped.sigval.name}: all ranks are gone")
             return 128 + stopped.sigval
@@ -110,33 +113,52 @@ def run_here(order: Order, site: Site, teller: Teller) -> int:
             return INTERRUPTED
 
 
-def _run(agent: Agent, met: Meeting | None, site: Site, teller: Teller) -> int:
+def _run(agent: Agent, site: Site, teller: Teller) -> int:
     """Run the agent to its end; on a failure, find out whether it began on another machine."""
-    result = agent.run()
-    failures = [replace(failure, host=site.host) for failure in agent.failures]
-    if result is None or (result.is_failed() and not failures):
-        raise RunFailed("torch's agent ended without a failed rank: the machines did not meet in time")
-    if met is not None:
-        failures += _elsewhere(met, failures, teller)
-        met.leave(_FAREWELL_SECONDS)
+    board = agent.board
+    try:
+        result = agent.run()
+        failures = [replace(failure, host=site.host) for failure in agent.failures]
+        if result is None or (result.is_failed() and not failures):
+            raise RunFailed("torch's agent ended without a failed rank: the machines did not meet in time")
+        if board is not None:
+            failures += _elsewhere(board, failures, teller)
+            board.leave(_FAREWELL_SECONDS)
+    finally:
+        if board is not None:
+            board.close()
     teller.failed(failures)
     return judge(failures).exit_code if failures else 0
 
 
-def _elsewhere(met: Meeting, failures: list[Failure], teller: Teller) -> list[Failure]:
-    """The failure of another machine that began it, where there is one; else the others are told ours."""
+def _elsewhere(board: Board, failures: list[Failure], teller: Teller) -> list[Failure]:
+    """The failure of another machine that began it, where there is one; else the others are told ours.
+
+    Unreachable where what began it is that a machine was lost.
+    """
     root = judge(failures).root if failures else None
-    if root is not None and not root.was_stopped and not root.blames_a_peer:
-        met.tell_failure(asdict(root))
+    if root is not None and root.exit_code and not root.was_stopped and not root.blames_a_peer:
+        board.tell(failure=asdict(root))
         return []
-    told = met.failure() if root is None else met.wait_failure(_FAREWELL_SECONDS)
-    if told is None:
-        if root is not None:
-            met.tell_failure(asdict(root))
-            teller.note("no other machine has told of a failure: one was killed, or is cut off")
+    told = board.failure() if root is None else board.wait_failure(_FAREWELL_SECONDS)
+    if told is not None:
+        # Clocks of two machines are not comparable: what was told before we fell comes before.
+        return [replace(Failure(**told), at=float("-inf"))]
+    lost = board.lost()
+    if lost is not None and (root is not None or not board.is_gone):
+        raise Unreachable(f"{lost}. The ranks here have ended")
+    if root is None:
         return []
-    # Clocks of two machines are not comparable: what was told before we fell comes before.
-    return [replace(Failure(**told), at=float("-inf"))]
+    ended = [Failure(rank, 0, float("-inf"), host=host) for host, rank in board.ended()]
+    board.tell(failure=asdict(judge([*failures, *ended]).root))
+    if not ended and root.exit_code:
+        teller.note(f"no other machine has told of a failure: {_suspect(board)} was killed, or is cut off")
+    return ended
+
+
+def _suspect(board: Board) -> str:
+    quiet = [entry.name for entry in board.quiet(_QUIET_SECONDS)]
+    return " or ".join(quiet) or "one"
 
 
 def _handler(order: Order, site: Site, teller: Teller, clock: Clock) -> RendezvousHandler:
@@ -150,8 +172,8 @@ def _handler(order: Order, site: Site, teller: Teller, clock: Clock) -> Rendezvo
         return doors.listen(site.address or "127.0.0.1", site.port, place, clock)
     from manyhands.settings import load
 
-    limit = load().network.wait_timeout
-    met = _meet(site, place, clock, limit)
+    network = load().network
+    met = _meet(site, place, clock, network.wait_timeout)
     _name_interface(met.address)
     options = ["-m"] if order.torchrun.module else []
     rest = [*_repeated(order), *options, order.script, *order.script_arguments]
@@ -166,7 +188,7 @@ def _handler(order: Order, site: Site, teller: Teller, clock: Clock) -> Rendezvo
             teller.note(f"on each other machine, now or later, with a node rank of its own: {line(1)}")
         return own_handler(order, met)
     met.enter()
-    met.wait_for_all(line, limit)
+    met.wait_for_all(line, network.timeout, network.wait_timeout)
     return met
 
 
@@ -175,7 +197,7 @@ def _meet(site: Site, place: Place, clock: Clock, limit: float | None) -> Meetin
 
     if site.node_rank != 0:
         assert site.address is not None
-        return doors.connect(_resolved(site.address), site.port or 29500, place, clock, limit)
+        return doors.connect(_resolved(site.address), site.port or USUAL_PORT, place, clock, limit)
     address = _resolved(site.address) if site.address else local_addresses()[0]
     met = doors.listen(address, site.port, place, clock)
     if site.announce is not None:

@@ -7,31 +7,30 @@
     node 0    3 writes the plan          a machine with another number of machines is refused
     all       4 write their own name     a node rank that is taken is refused, naming who has it
     all       5 wait for the others      saying every half minute who is missing, and what to run there
-    any       6 writes the failure that ends it, for those who only see that a peer is gone
+    any       6 tells of the failure that ends it, for those who only see that a peer is gone
 
-torch's ranks use the same store, on the same port. Nothing but names and numbers is in it.
+From step 5 on they talk over a `Board`, since a store behind a cut cable answers nothing. torch's ranks use the
+same store, on the same port. Nothing but names and numbers is in it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import DistError
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from manyhands.clock import Clock
-from manyhands.errors import Mismatch, Unreachable
+from manyhands.errors import Mismatch, RunFailed, Unreachable
+from manyhands.launch.board import Board, Entry
 from manyhands.observe.waiting import Waiting
 
 _RETRY_SECONDS = 0.2
-_ASK_SECONDS = 0.5
 _ROOM, _AGENTS = "manyhands", "manyhands-agents"
 
 
@@ -54,21 +53,17 @@ class Meeting(RendezvousHandler):
         self._room = PrefixStore(_ROOM, store)
         self._place = place
         self._clock = clock
-        self._failure: dict[str, Any] | None = None
-        self._ask_at: dict[str, float] = {}
         self._round = -1
+        self._run_id = ""
         self.address = address
         self.port: int = store.port
+        self.board: Board | None = None
+        """Where the machines talk to one another once all are there; None for one alone."""
 
     @property
     def store(self) -> Store:
         """The store itself."""
         return self._store
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether this machine is the only one."""
-        return self._place.num_nodes == 1
 
     # ---- the roll call ----
 
@@ -105,8 +100,13 @@ class Meeting(RendezvousHandler):
             raise Unreachable(f"node 0 at {self.address} port {self.port} went away") from error
         return plan
 
-    def wait_for_all(self, hint: Callable[[int], str], limit_seconds: float | None = None) -> None:
-        """Step 5; `hint` says what to run on a missing machine. `Unreachable` after the limit."""
+    def wait_for_all(
+        self, hint: Callable[[int], str], silence_seconds: float, limit_seconds: float | None = None
+    ) -> None:
+        """Step 5; `hint` says what to run on a missing machine. `Unreachable` after the limit.
+
+        From here on a machine that is silent for `silence_seconds` is lost.
+        """
         waiting = Waiting(self._clock)
         while missing := self._missing():
             waiting.say(
@@ -117,66 +117,20 @@ class Meeting(RendezvousHandler):
                     f"node {missing[0]} did not come within {limit_seconds:g} s (network.wait_timeout)"
                 )
             self._clock.sleep(_RETRY_SECONDS / 4)
+        own = Entry(self._place.node_rank, self._place.host)
+        room = PrefixStore(_ROOM, self._store.clone())  # type: ignore[attr-defined]
+        board = Board(room, own, self._place.num_nodes, silence_seconds, self._clock)
+        try:
+            board.start()
+        except DistError as error:
+            raise Unreachable(f"node 0 at {self.address} went away") from error
+        self.board = board
 
     def _missing(self) -> list[int]:
         try:
             return [rank for rank in range(self._place.num_nodes) if not self._room.check([f"node/{rank}"])]
         except DistError as error:
             raise Unreachable(f"node 0 at {self.address} is gone before all machines were there") from error
-
-    # ---- how it ended ----
-
-    def tell_failure(self, failure: dict[str, Any]) -> None:
-        """Step 6; the first one stays. Where node 0 is gone already, nobody can be told."""
-        with contextlib.suppress(DistError):
-            self._room.compare_set("failure", "", json.dumps(failure))
-
-    def failure(self) -> dict[str, Any] | None:
-        """What another machine wrote in step 6; None for nothing, or where node 0 is gone.
-
-        Asks the store at most twice a second.
-        """
-        if self._asks_again("failure"):
-            with contextlib.suppress(DistError):
-                if self._room.check(["failure"]):
-                    self._failure = json.loads(self._room.get("failure"))
-        return self._failure
-
-    def _asks_again(self, what: str) -> bool:
-        """Whether it is time for that question."""
-        now = self._clock.monotonic()
-        if now < self._ask_at.get(what, now):
-            return False
-        self._ask_at[what] = now + _ASK_SECONDS
-        return True
-
-    def wait_failure(self, limit_seconds: float) -> dict[str, Any] | None:
-        """The same, for a machine that knows only that a peer is gone; None after the limit."""
-        deadline = self._clock.monotonic() + limit_seconds
-        while self.failure() is None and self._clock.monotonic() < deadline:
-            self._clock.sleep(_RETRY_SECONDS)
-        return self._failure
-
-    def wait_ended(self) -> None:
-        """All ranks of this machine ended well: return when all machines are so far, or when one has failed."""
-        with contextlib.suppress(DistError):
-            self._room.set(f"ended/{self._place.node_rank}", "")
-            names = [f"ended/{rank}" for rank in range(self._place.num_nodes)]
-            while not self._room.check(names) and self.failure() is None:
-                self._clock.sleep(_RETRY_SECONDS / 4)
-
-    def leave(self, limit_seconds: float) -> None:
-        """Say that all was heard. Node 0, which holds the store, waits for the others, but no longer than this."""
-        deadline = self._clock.monotonic() + limit_seconds
-        names = [f"left/{rank}" for rank in range(self._place.num_nodes)]
-        with contextlib.suppress(DistError):
-            self._room.set(f"left/{self._place.node_rank}", "")
-            while (
-                self._place.node_rank == 0
-                and not self._room.check(names)
-                and self._clock.monotonic() < deadline
-            ):
-                self._clock.sleep(_RETRY_SECONDS / 4)
 
     # ---- what torch's agent asks ----
 
@@ -195,20 +149,37 @@ class Meeting(RendezvousHandler):
         ranks would find the addresses of those that are gone.
         """
         self._round += 1
-        if self._round:
-            self._room.set("round", str(self._round))
-            self._room.set(f"round/{self._round}/{self._place.node_rank}", "")
-            if self._place.node_rank == 0:
-                self._room.wait([f"round/{self._round}/{rank}" for rank in range(self._place.num_nodes)])
-                self._sweep()
-                self._room.set(f"swept/{self._round}", "")
-            self._room.wait([f"swept/{self._round}"])
+        if self._round and self.board is None:
+            self._sweep()
+        elif self._round and self.board is not None:
+            self._meet_again(self.board)
         return RendezvousInfo(
             PrefixStore(_AGENTS, self._store),
             self._place.node_rank,
             self._place.num_nodes,
             RendezvousStoreInfo(self.address, self.port),
         )
+
+    def _meet_again(self, board: Board) -> None:
+        """Wait for all machines, then for the sweep. `Unreachable` where one is lost, `RunFailed` where one is done."""
+
+        def done() -> list[Entry]:
+            return [entry for entry in board.others if entry.ended and entry.round < self._round]
+
+        board.tell(round=self._round)
+        if self._place.node_rank == 0:
+            board.wait_until(lambda: all(e.round >= self._round or e.ended for e in board.others))
+            self._sweep()
+            board.tell(swept=self._round)
+        else:
+            board.wait_until(lambda: board.entries[0].swept >= self._round or bool(done()))
+        if (lost := board.lost()) is not None:
+            raise Unreachable(lost)
+        if done():
+            raise RunFailed(
+                f"there is no restart: all ranks on {done()[0].name} had ended well before one failed here, and "
+                "cannot start again"
+            )
 
     def _sweep(self) -> None:
         for key in self._store.list_keys():
@@ -224,16 +195,14 @@ class Meeting(RendezvousHandler):
 
     def num_nodes_waiting(self) -> int:
         """1 where another machine restarts its ranks and waits for ours."""
-        if self.is_alone or not self._asks_again("round"):
-            return 0
-        with contextlib.suppress(DistError):
-            if self._room.check(["round"]):
-                return int(int(self._room.get("round")) > self._round)
-        return 0
+        others = [] if self.board is None else self.board.others
+        return int(any(entry.round > self._round for entry in others))
 
     def get_run_id(self) -> str:
         """An id that the ranks of this launch, and of no other, are told (see `group.launch_id`)."""
-        return self._room.compare_set("id", "", f"{_ROOM}-{uuid.uuid4().hex}").decode()
+        if not self._run_id:
+            self._run_id = self._room.compare_set("id", "", f"{_ROOM}-{uuid.uuid4().hex}").decode()
+        return self._run_id
 
     def shutdown(self) -> bool:
         """The store ends with this process."""

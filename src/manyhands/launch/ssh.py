@@ -18,7 +18,7 @@ from manyhands.launch.plan import Host
 from manyhands.launch.remote import read_event
 
 _SSH = "ssh"
-_SSH_OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15")
+_SSH_OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=10")
 _SSH_FAILED = 255
 _LAST_WORDS = 8
 

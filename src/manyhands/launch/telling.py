@@ -104,7 +104,8 @@ class Console:
     def failed(self, failures: Sequence[Failure]) -> None:
         """Keep them for the verdict."""
         with self._lock:
-            self.failures += failures
+            known = {failure.rank for failure in self.failures}
+            self.failures += [failure for failure in failures if failure.rank not in known]
 
     def tick(self) -> None:
         """Print what has waited long enough."""
@@ -169,10 +170,15 @@ class Report:
         self.send({"event": "note", "text": text})
 
     def failed(self, failures: Sequence[Failure]) -> None:
-        """Tells how long ago, since clocks of two machines are not comparable; other machines tell their own."""
+        """Tells how long ago, since clocks of two machines are not comparable.
+
+        Other machines tell their own, but for ranks that ended well there: that this was too early is seen here.
+        """
         now = self._clock.monotonic()
         told = [
-            {**asdict(failure), "at": now - failure.at} for failure in failures if failure.host == self._host
+            {**asdict(failure), "at": now - failure.at}
+            for failure in failures
+            if failure.host == self._host or failure.exit_code == 0
         ]
         self.send({"event": "failed", "failures": told})
 

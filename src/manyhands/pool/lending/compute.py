@@ -45,8 +45,9 @@ def compute(channel: Channel, order: Order) -> Ending:
         seed_generators(0)  # numpy loads its generators when they are first used: before any program is here
         capability = torch.backends.cpu.get_cpu_capability()
         channel.send(Kind.READY, pack(Ready(str(device), torch.cuda.device_count(), capability)))
-        group = Group(order, device)
-        node = LentNode(channel, order.name, device, group)
+        clock = SystemClock()
+        group = Group(order, device, clock)
+        node = LentNode(channel, order.name, device, group, clock)
         threading.Thread(target=node.pulse, name="manyhands-pulse", daemon=True).start()
         try:
             group.start()

@@ -38,14 +38,20 @@ _MEANINGS = {
 class ComputeProcess:
     """One child; `start` it on a thread that lasts, since Linux ends it with the thread that it came from.
 
-    Its folder lies in `parent` (None: where the system has such).
+    Its folder lies in `parent` (None: where the system has such). With patience, whoever sends it something hears
+    that it takes nothing (`channel.Stuck`).
     """
 
     def __init__(
-        self, order: Order, environment: Mapping[str, str] | None = None, parent: Path | None = None
+        self,
+        order: Order,
+        environment: Mapping[str, str] | None = None,
+        parent: Path | None = None,
+        patience_seconds: int | None = None,
     ) -> None:
         self._order = order
         self._parent = parent
+        self._patience_seconds = patience_seconds
         self._environment = dict(environment or {})
         self._reason: str | None = None
         self._is_paused = False
@@ -54,7 +60,7 @@ class ComputeProcess:
     def start(self) -> None:
         """Spawn it; it loads torch meanwhile."""
         self._folder = tempfile.TemporaryDirectory(prefix="manyhands-lent-", dir=self._parent)
-        self.channel, descriptors = open_pair(FROM_CHILD)
+        self.channel, descriptors = open_pair(FROM_CHILD, self._patience_seconds)
         order = msgspec.structs.replace(self._order, descriptors=descriptors)
         try:
             self._child = subprocess.Popen(

@@ -1,8 +1,8 @@
 """Rank 0's group: shares each lease among the ranks that are ready, and adds what they send in tree order.
 
 A rank that dies is started again, and what it had in hand is computed here; a rank that is not ready yet is left
-out of the lease. So a lease never waits for anybody who has nothing of it, and its bits are the tree's, whoever
-was there.
+out of the lease; one that says nothing for long while rank 0 has nothing left to do (it was stopped, it hangs) loses
+its part to rank 0. So a lease waits for nobody, and its bits are the tree's, whoever was there.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import torch
 
+from manyhands.clock import Clock
 from manyhands.errors import ProtocolError, UsageError
 from manyhands.fleet import messages as m
 from manyhands.fleet import tree
 from manyhands.pool.engagement import Engagement
 from manyhands.pool.lane import Batches, Keep
-from manyhands.pool.lending.group.rank import Asks, Event, Gone, Rank, Said, rank_device
+from manyhands.pool.lending.group.events import Asks, Event, Gone, Said
+from manyhands.pool.lending.group.rank import Rank, rank_device
 from manyhands.pool.lending.group.shares import remaining, shares
 from manyhands.pool.lending.words import Order
 from manyhands.pool.program import memory_bytes
@@ -31,6 +33,9 @@ from manyhands.wire.transfer import Body
 logger = logging.getLogger(__name__)
 
 MOST_DEATHS = 3
+LATE_SECONDS = 2.0
+TIMES_SLOWEST = 4.0
+"""A rank is late that is silent for longer than this many leaves of rank 0's take, and than `LATE_SECONDS`."""
 LOOK_SECONDS = 0.02
 """How often whoever waits for a rank looks whether its lease was trimmed."""
 
@@ -38,9 +43,11 @@ LOOK_SECONDS = 0.02
 class Group:
     """The other ranks of a node, from `start` to `close`; on one thread."""
 
-    def __init__(self, order: Order, device: torch.device) -> None:
+    def __init__(self, order: Order, device: torch.device, clock: Clock) -> None:
         self._order = order
         self._device = device
+        self._clock = clock
+        self._slowest_seconds = 0.0
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._ranks: dict[int, Rank] = {}
         self._deaths: dict[int, int] = {}
@@ -80,7 +87,7 @@ class Group:
         work, mine = lane.begin(granted), deque[int]()
         for event in self._arrived(wait=False):
             yield from self._hear(event, work, mine)
-        ranks = [rank for rank in self._ranks.values() if rank.is_ready]
+        ranks = [rank for rank in self._ranks.values() if rank.is_ready and not rank.is_late]
         parts = shares(granted.subtrees, granted.depth, granted.num_leaves, 1 + len(ranks))
         mine += leaves_of(parts[0], granted)
         helpers = [(rank, own) for rank, own in zip(ranks, parts[1:], strict=True) if own]
@@ -100,7 +107,6 @@ class Group:
             rank.lease(part, batches)
 
     def _together(self, work: Work, mine: deque[int], batches: Batches, keep: Keep) -> Iterator[Output]:
-        lane = self._engagement.lane
         try:
             while work.wanted and (mine or any(rank.parts for rank in self._ranks.values())):
                 kept = keep()
@@ -109,10 +115,33 @@ class Group:
                     self._trim(kept)
                 for event in self._arrived(wait=not mine):
                     yield from self._hear(event, work, mine)
-                if mine and work.wants(leaf := mine.popleft()):
-                    yield from lane.compute(work, leaf, batches)
+                if not mine:
+                    mine.extend(self._leaves_of_late_ranks())
+                elif work.wants(leaf := mine.popleft()):
+                    yield from self._compute(work, leaf, batches)
         finally:
             self._trim(())
+
+    def _compute(self, work: Work, leaf: int, batches: Batches) -> list[Output]:
+        """One leaf, here; it tells how long a leaf may take."""
+        started = self._clock.monotonic()
+        outputs = list(self._engagement.lane.compute(work, leaf, batches))
+        self._slowest_seconds = max(self._slowest_seconds, self._clock.monotonic() - started)
+        return outputs
+
+    def _leaves_of_late_ranks(self) -> list[int]:
+        """What is waited for in vain, to be computed here."""
+        now, leaves = self._clock.monotonic(), list[int]()
+        for rank in self._ranks.values():
+            silent = rank.silent_seconds(now) if rank.parts else 0.0
+            if silent > max(LATE_SECONDS, TIMES_SLOWEST * self._slowest_seconds):
+                leaves += rank.take_back()
+                logger.warning(
+                    "rank %d has said nothing for %.1f s: its part is computed by rank 0 until it goes on",
+                    rank.number,
+                    silent,
+                )
+        return leaves
 
     def _trim(self, kept: Sequence[int]) -> None:
         for rank in self._ranks.values():
@@ -135,7 +164,7 @@ class Group:
         if isinstance(event, Asks):
             event.rank.greet(self._engagement)
         elif isinstance(event, Gone):
-            mine.extend(self._leaves_of(event.rank))
+            mine.extend(event.rank.take_back())
             self._replace(event)
         elif isinstance(event.message, m.Probed):
             self._judge(event.rank, event.message)
@@ -200,9 +229,6 @@ class Group:
         )
         self._ranks[number] = Rank(number, order, memory_bytes() // 8, self._events)
         self._ranks[number].start()
-
-    def _leaves_of(self, rank: Rank) -> list[int]:
-        return [leaf for part in rank.parts.values() for leaf in tree.bits(part.left)]
 
     def _replace(self, gone: Gone) -> None:
         number = gone.rank.number

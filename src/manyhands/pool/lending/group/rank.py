@@ -13,11 +13,9 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import torch
@@ -25,13 +23,15 @@ import torch
 from manyhands.errors import ProtocolError
 from manyhands.fleet import messages as m
 from manyhands.fleet import tree
+from manyhands.observe.silence import Silence
 from manyhands.observe.text import clean_line
 from manyhands.pool.engagement import Engagement
 from manyhands.pool.lane import Batches
 from manyhands.pool.lending import words
-from manyhands.pool.lending.channel import HungUp
+from manyhands.pool.lending.channel import HungUp, Stuck
+from manyhands.pool.lending.group.events import Asks, Event, Gone, Part, Said
 from manyhands.pool.lending.process import ComputeProcess
-from manyhands.pool.lending.words import Ending, Kind, Note, Order, pack
+from manyhands.pool.lending.words import Ending, Kind, Note, Order, Pulse, pack
 from manyhands.tensors import frame
 from manyhands.tensors.memory import bytes_of
 from manyhands.training.batch import Batch
@@ -41,44 +41,8 @@ from manyhands.wire.transfer import Body, Incoming, chunks
 logger = logging.getLogger(__name__)
 
 _MOST_OPEN = 64
-
-
-class Asks(NamedTuple):
-    """A rank is loaded, and asks to be let in."""
-
-    rank: Rank
-
-
-class Said(NamedTuple):
-    """What a rank says, with the body where it announced one."""
-
-    rank: Rank
-    message: m.FromNode
-    body: Body | None
-
-
-class Gone(NamedTuple):
-    """A rank's process has ended; nothing comes after it."""
-
-    rank: Rank
-    sentence: str
-
-
-Event = Asks | Said | Gone
-
-
-@dataclass
-class Part:
-    """A subtree that a rank has in hand, and which of its leaves (a bit each) are not answered for."""
-
-    granted: m.Granted
-    left: int
-    kept: tuple[int, ...] = field(default=())
-
-    @property
-    def subtree(self) -> int:
-        """The subtree's heap number."""
-        return self.granted.subtrees[0]
+SEND_SECONDS = 10
+"""How long rank 0 waits for a rank to take what it is sent."""
 
 
 class Rank:
@@ -90,15 +54,19 @@ class Rank:
         """Whether it was let into this run."""
         self.is_ready = False
         """Whether it has proved its arithmetic in this run."""
+        self.is_late = False
+        """Whether its part was taken from it for want of a word, and it has not said since that it is free."""
         self.parts: dict[int, Part] = {}
         """What it has in hand, by lease."""
-        self._process = ComputeProcess(order, parent=Path.cwd())
+        self._process = ComputeProcess(order, parent=Path.cwd(), patience_seconds=SEND_SECONDS)
         self._incoming = Incoming(max_open=_MOST_OPEN, max_open_bytes=most_bytes)
         self._announced: dict[int, m.Delivered] = {}
         self._events = events
         self._transfers = itertools.count(1)
         self._leases = itertools.count(1)
         self._version = -1
+        self._num_heard = 0
+        self._silence = Silence()
         self._reader = threading.Thread(target=self._read, name=f"manyhands-rank-{number}", daemon=True)
 
     def start(self) -> None:
@@ -123,7 +91,7 @@ class Rank:
         engagement.lane.state_bytes()
         state.read(layout, everything)
         self.is_greeted, self.is_ready, self._version = True, False, -1
-        with suppress(HungUp):
+        with self._unless_gone():
             self._process.channel.send(Kind.OPENED)
             self._say(msgspec.structs.replace(engagement.welcome, notes=[]))
             self._send(m.Program, bytes_of(engagement.program))
@@ -136,7 +104,7 @@ class Rank:
         """Give it the weights of a step, unless it has them."""
         if version != self._version:
             self._version = version
-            with suppress(HungUp):
+            with self._unless_gone():
                 self._send(lambda transfer, size: m.State(version, transfer, size), state)
 
     def lease(self, granted: m.Granted, batches: Batches) -> None:
@@ -144,7 +112,8 @@ class Rank:
         granted = msgspec.structs.replace(granted, lease=next(self._leases))
         leaves = [leaf for leaf, _ in granted.weights]
         self.parts[granted.lease] = Part(granted, sum(1 << leaf for leaf in leaves), granted.subtrees)
-        with suppress(HungUp):
+        self._silence = Silence()
+        with self._unless_gone():
             for leaf in leaves:
                 self._send_batch(granted.step, leaf, batches(leaf))
             self._say(granted)
@@ -158,8 +127,20 @@ class Rank:
         part.kept, part.left = kept, part.left & sum(tree.mask(heap, depth) for heap in kept)
         if not part.left:
             del self.parts[lease]
-        with suppress(HungUp):
+        with self._unless_gone():
             self._say(m.Trimmed(lease, kept))
+
+    def silent_seconds(self, now: float) -> float:
+        """How long it has said nothing about what it has in hand; to be asked while that is waited for."""
+        return self._silence.look(self._num_heard, now)
+
+    def take_back(self) -> list[int]:
+        """Take all that it has in hand from it, since it is late: the leaves that it has not answered for."""
+        self.is_late = True
+        leaves = [leaf for part in self.parts.values() for leaf in tree.bits(part.left)]
+        for lease in list(self.parts):
+            self.trim(lease, ())
+        return leaves
 
     def answered(self, lease: int, leaves: int) -> None:
         """These leaves of a part (a bit each) are answered for."""
@@ -172,8 +153,18 @@ class Rank:
         """The run has ended for now: whatever it has in hand is nobody's, and it asks again."""
         self.is_greeted = self.is_ready = False
         self.parts.clear()
-        with suppress(HungUp):
+        with self._unless_gone():
             self._say(m.Finished("the group's stream has ended", ok=True, retry=True))
+
+    @contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        """Its reader tells of its end; one that takes nothing is ended."""
+        try:
+            yield
+        except Stuck:
+            self._process.kill(f"it took nothing for {SEND_SECONDS} s")
+        except HungUp:
+            return
 
     def _say(self, *messages: m.FromCoordinator) -> None:
         self._process.channel.send(Kind.MESSAGE, envelope.pack(m.encode(*messages)))
@@ -218,7 +209,10 @@ class Rank:
         if kind is Kind.DIAL:
             self._events.put(Asks(self))
         elif kind is Kind.MESSAGE:
+            self._num_heard += 1
             self._hear(body)
+        elif kind is Kind.PULSE:
+            self.is_late = self.is_late and words.unpack(body, Pulse).busy_seconds > 0
         elif kind is Kind.CLOSE:  # whoever still reads there hears of the end
             self._process.channel.send(Kind.ENDED, pack(Ending()))
         elif kind is Kind.NOTE:
