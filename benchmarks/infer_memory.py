@@ -23,6 +23,7 @@ from manyhands.split.inference.reducing import reduce_output
 from manyhands.split.inference.wishes import Wishes
 
 ROWS, CLASSES, BATCH = 100_000, 1_000, 250
+WARM_BATCHES = 8
 WISHES = {
     "infer_memory_top5": Wishes(top_k=5),
     "infer_memory_full": Wishes(top_k=5, return_full_probabilities=True),
@@ -53,10 +54,11 @@ def arrays_bytes(result: dict[str, Any]) -> int:
 
 
 def measure(side: str, name: str, answers: Any) -> None:
-    """In a process of its own: the peak of what is taken above a first batch, and what the arrays hold."""
+    """In a process of its own: the peak of what is taken above a few batches, and what the arrays hold."""
     torch.set_num_threads(1)
     wishes = WISHES[name]
-    columns(wishes, 0)  # what torch takes once
+    for _ in range(WARM_BATCHES):  # what torch and the allocator take once
+        columns(wishes, 0)
     process = psutil.Process()
     before = peak = process.memory_info().rss
     over = threading.Event()

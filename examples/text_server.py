@@ -10,19 +10,25 @@ import math
 
 import torch
 from text_model import Lines, TextModel
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from manyhands import CentralServer
+
+BATCH_SIZE = 16
 
 
 def make_server(port: int = 5555, epochs: int = 40, folder: str = "checkpoints/text") -> CentralServer:
     """The run. Its loss is the default one: cross-entropy against "labels"."""
+    lines = Lines()
+    steps = epochs * math.ceil(len(lines) / BATCH_SIZE)
     return CentralServer(
         TextModel(),
-        Lines(),
-        batch_size=16,
+        lines,
+        batch_size=BATCH_SIZE,
         port=port,
         checkpoint_dir=folder,
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=6e-3),
+        scheduler=lambda optimizer: CosineAnnealingLR(optimizer, steps),
         epochs=epochs,
         clip_norm=1.0,
         on_epoch=print_epoch,
