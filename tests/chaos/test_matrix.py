@@ -32,4 +32,4 @@ def test_a_parameter_unused_in_some_leaves_and_a_kill_of_the_only_node(chaos: Ch
 @pytest.mark.parametrize("nodes", [1, 2, 3, 5])
 @pytest.mark.parametrize("job", chaos_jobs.JOBS)
 def test_any_job_on_any_number_of_nodes(chaos: Chaos, job: str, nodes: int) -> None:
-    train_with_a_kill(chaos, job, nodes, Fault(at="half_sent", count=2))
+    train_with_a_kill(chaos, job, nodes, Fault(at="half_sent"))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from samples import all_samples
 
 from manyhands.programs.operators import TABLE
@@ -87,3 +88,24 @@ def test_the_fence_shows_what_an_operator_reads_beyond_its_arguments(case):
     )
     child = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, timeout=60)
     assert child.returncode < 0
+
+
+def test_what_kernels_overlook_where_nothing_is_to_do_is_refused():
+    """Found by the fuzz: for an empty result eager keeps another shape, or another dtype, than it gives otherwise."""
+    added = {"self": torch.zeros(()), "mat": torch.zeros(0, 4), "vec": torch.zeros(4), "beta": 1, "alpha": 1}
+    assert TABLE["addmv.default"].infer is not None
+    with pytest.raises(ValueError, match="is not stretched"):
+        TABLE["addmv.default"].infer(added)
+    convolved = {
+        "input": torch.zeros(0, 4, 6, dtype=torch.int64),
+        "weight": torch.zeros(6, 2, 3),
+        "bias": torch.zeros(6),
+        "stride": [1],
+        "padding": "same",
+        "dilation": [1],
+        "groups": 2,
+    }
+    problem = TABLE["conv1d.padding"].problem(convolved)
+    assert problem is not None
+    assert "without samples is torch.int64" in problem
+    assert TABLE["conv1d.padding"].problem({**convolved, "input": torch.zeros(0, 4, 6)}) is None

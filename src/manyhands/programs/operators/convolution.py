@@ -23,6 +23,10 @@ def _convolution(num_dims: int | None, transposed: bool = False) -> Check:
             return f"input {tuple(own.shape)} and weight {tuple(weight.shape)} in {dims} dimensions"
         if any(size < 1 for size in weight.shape) or any(size < 1 for size in own.shape[-dims - 1 :]):
             return f"input {tuple(own.shape)} or weight {tuple(weight.shape)} is empty"
+        if (
+            not own.numel() and own.dtype != weight.dtype
+        ):  # which only a kernel with something to do would notice
+            return f"an input without samples is {own.dtype}, the weight {weight.dtype}"
         is_transposed = a.get("transposed", transposed)
         channels, outputs = (
             own.shape[-dims - 1],

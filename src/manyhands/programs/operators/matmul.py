@@ -131,6 +131,10 @@ def _added_to(left: str, right: str, *ranks: int) -> infer.Infer:
         made: Tensor = product(a)
         if infer.broadcast(a["self"].shape, made.shape) != list(made.shape):
             raise ValueError(f"{tuple(a['self'].shape)} does not stretch to {tuple(made.shape)}")
+        if not made.numel() and a["self"].shape != made.shape:  # addmv gives the shape of `self` then
+            raise ValueError(
+                f"{tuple(a['self'].shape)} is not stretched to {tuple(made.shape)}, which is empty"
+            )
         return made
 
     return result
