@@ -109,3 +109,14 @@ def test_what_kernels_overlook_where_nothing_is_to_do_is_refused():
     assert problem is not None
     assert "without samples is torch.int64" in problem
     assert TABLE["conv1d.padding"].problem({**convolved, "input": torch.zeros(0, 4, 6)}) is None
+
+
+def test_numbers_of_another_dtype_are_refused_where_eager_would_promote_them():
+    """Found by the fuzz too."""
+    assert TABLE["inner.default"].infer is not None
+    with pytest.raises(ValueError, match="a product of"):
+        TABLE["inner.default"].infer(
+            {"self": torch.zeros((), dtype=torch.bfloat16), "other": torch.zeros(3, 4)}
+        )
+    counts = {"input": torch.zeros(3, dtype=torch.int64), "target": torch.zeros(3), "reduction": 1}
+    assert "floating" in (TABLE["poisson_nll_loss.default"].problem(counts) or "")

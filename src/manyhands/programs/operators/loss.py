@@ -155,7 +155,12 @@ ROWS: Final[tuple[Row, ...]] = (
         infer=_TWO,
     ),
     *rows("huber_loss hinge_embedding_loss", require.floating("self"), require.reduction, infer=_of(_both)),
-    row("poisson_nll_loss.default", require.reduction, infer=_broadcast("input", "target")),
+    row(
+        "poisson_nll_loss.default",
+        require.floating("input"),
+        require.reduction,
+        infer=_broadcast("input", "target"),
+    ),
     row("margin_ranking_loss.default", require.reduction, infer=_broadcast("input1", "input2", "target")),
     row("cosine_embedding_loss.default", *_ANGLES, require.reduction, infer=_cosine),
     row("triplet_margin_loss.default", require.reduction, infer=_triplet),

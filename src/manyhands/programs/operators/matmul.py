@@ -152,6 +152,10 @@ def _dot(a: Arguments) -> Tensor:
 
 def _inner(a: Arguments) -> Tensor:
     own, other = a["self"], a["other"]
+    if own.dtype != other.dtype:
+        raise ValueError(
+            f"a product of {own.dtype} and {other.dtype}"
+        )  # which a number among them would hide
     if not own.dim() or not other.dim():
         return infer.blank(infer.broadcast(own.shape, other.shape), own.dtype)
     _agree(own.shape[-1], other.shape[-1])
