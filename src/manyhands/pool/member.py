@@ -20,6 +20,9 @@ class Member:
     manual: bool
     holds_version: int = -1
     holds_leaves: set[tuple[int, int]] = field(default_factory=set)
+    """(step, leaf) of the data that it was sent, some of it ahead and in vain."""
+    leased_leaves: set[tuple[int, int]] = field(default_factory=set)
+    """(step, leaf) that it was leased."""
     samples: int = 0
     computing_seconds: float = 0.0
     refused: int = 0
@@ -27,3 +30,4 @@ class Member:
     def forget_before(self, step: int) -> None:
         """Leaves of past steps are not held any more."""
         self.holds_leaves = {key for key in self.holds_leaves if key[0] >= step}
+        self.leased_leaves = {key for key in self.leased_leaves if key[0] >= step}

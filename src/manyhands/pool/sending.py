@@ -48,6 +48,7 @@ class Sender:
         leaves = [leaf for subtree in lease.subtrees for leaf in span(subtree, depth) if leaf < num_leaves]
         for leaf in leaves:
             self._leaf(member, data, leaf)
+        member.leased_leaves.update((step, leaf) for leaf in leaves)
         member.session.post(
             m.Granted(
                 lease.id,
@@ -68,8 +69,9 @@ class Sender:
         if not any(leaf.frame and len(leaf.frame) > m.SMALL_BYTES for leaf in data.leaves):
             return
         for member in self._members.values():
-            for held, leaf in list(member.holds_leaves):
-                if held == step and leaf < len(data.leaves):
+            # Not what it holds: data that came in vain would come again for every step from then on.
+            for leased, leaf in member.leased_leaves:
+                if leased == step and leaf < len(data.leaves):
                     self._leaf(member, data, leaf)
 
     def begin_push(self, version: int) -> Push | None:
@@ -88,6 +90,7 @@ class Sender:
         self._batches.clear()
         for member in self._members.values():
             member.holds_leaves = {key for key in member.holds_leaves if key[0] < step}
+            member.leased_leaves = {key for key in member.leased_leaves if key[0] < step}
 
     def _state_for(self, member: Member, step: int) -> Bulk:
         """The weights of `step` whole, or in a compressed run their change where the node holds those before."""
